@@ -1,0 +1,19 @@
+"""The kernel tree: raw arrays in, raw arrays out. It knows nothing of Tensor or autograd.
+
+Importing a folder registers its kernels. See README.md in this folder for the legend of symbols and how to add one.
+"""
+
+if __name__ != "minires.kernels":
+    raise ImportError("this folder is installed as minires.kernels; `import kernels` would build a second registry")
+
+from . import (
+    batchnorm2d,
+    conv2d,
+    elementwise,
+    linear,
+    pool2d,
+    sgd,
+    softmax_cross_entropy,
+)
+
+__all__ = ["batchnorm2d", "conv2d", "elementwise", "linear", "pool2d", "sgd", "softmax_cross_entropy"]

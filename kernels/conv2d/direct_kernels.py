@@ -1,0 +1,188 @@
+"""Convolution on the CPU without patches: register tiles read the padded rows of the image themselves.
+
+In channels-last memory the S taps of a filter's row, with their C channels, are one run of memory, and the run of the
+next output pixel begins v*C numbers later. So a tile of neighbouring output pixels is a matrix whose rows overlap:
+
+    fprop   y[q, k] = sum over r, (s c) of row_r[q*v*C + (s c)] * w[r, (s c), k]
+    dgrad   stride 1: fprop over dy with the filter turned round and transposed
+    wgrad   dw[r, (s c), k] = sum over p, q of row_(p+r)[q*v*C + (s c)] * dy[p, q, k]
+
+Each image is copied once into a padded buffer that stays in the cache, where the patches of im2col would take R*S copies.
+Needs: columns not dilated, groups=1, and (for whole vectors) a multiple of the vector width of output channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.features import simd
+from ..cpu.jit import njit
+from ..cpu.microkernel import lanes, multiply_tile_2d
+from ..memory import empty_nhwc, to_nhwc
+from ..registry import kernel
+from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
+
+_WIDE, _NARROW = 8, 16  # rows of a tile of two vectors, of one vector
+_VECTOR_BYTES = simd().vector_bytes
+_PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
+
+
+def _fprop_supports(x, w, *, stride, padding, dilation, groups):
+    return groups == 1 and dilation[1] == 1 and w.shape[0] % lanes(x.dtype) == 0
+
+
+def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    turned = all(d * (taps - 1) >= p for d, taps, p in zip(dilation, w.shape[2:], padding, strict=True))
+    return groups == 1 and dilation[1] == 1 and stride == (1, 1) and turned and w.shape[1] % lanes(dy.dtype) == 0
+
+
+def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    return groups == 1 and dilation[1] == 1 and dy.shape[1] % lanes(x.dtype) == 0
+
+
+@kernel(CONV2D_FPROP, device="cpu", step=4, supports=_fprop_supports, note="no patches: tiles read the padded rows")
+def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
+    x = to_nhwc(x)
+    y, memory = empty_nhwc(
+        x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
+    )
+    _fprop(x, _panels(w.transpose(2, 3, 1, 0), x.dtype), memory, w.shape[3], stride, padding, dilation[0])
+    return y
+
+
+@kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, note="fprop over dy, the filter turned round")
+def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
+    dy = to_nhwc(dy)
+    dx, memory = empty_nhwc(dy.shape[0], w.shape[1], *input_hw, dy.dtype)
+    around = tuple(d * (taps - 1) - p for d, taps, p in zip(dilation, w.shape[2:], padding, strict=True))
+    turned = w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
+    _fprop(dy, _panels(turned, dy.dtype), memory, w.shape[3], (1, 1), around, dilation[0])
+    return dx
+
+
+@kernel(
+    CONV2D_WGRAD,
+    device="cpu",
+    step=4,
+    supports=_wgrad_supports,
+    note="no patches: transposed tiles read the padded rows",
+)
+def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    x, dy, (r, s) = to_nhwc(x), to_nhwc(dy), kernel_hw
+    (n, _, _, k), c = dy.shape, x.shape[3]
+    taps = -(-s * c // _NARROW) * _NARROW  # whole tiles; the rest is scratch
+    # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
+    splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
+    partial = np.zeros((splits, r, taps, k), x.dtype)
+    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
+    return np.ascontiguousarray(partial.sum(0)[:, : s * c].reshape(r, s, c, k).transpose(3, 2, 0, 1))
+
+
+def _panels(w, dtype):
+    """(R, S, C, K) -> (panels of vectors, R, S*C, numbers of a panel): two vectors wide where K allows."""
+    r, s, c, k = w.shape
+    width = lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
+    return np.ascontiguousarray(w.reshape(r, s * c, k // width, width).transpose(2, 0, 1, 3), dtype)
+
+
+@njit(parallel=True)
+def _fprop(x, panels, y, taps, stride, padding, dilation):
+    for n in prange(x.shape[0]):
+        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation)
+
+
+@njit()
+def _fprop_image(x, panels, y, taps, stride, padding, dilation):
+    c, (p_size, q_size, k), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
+    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    wide = width * x.itemsize > _VECTOR_BYTES
+    tile_rows = _WIDE if wide or q_size <= _WIDE else _NARROW
+    tile = np.empty((tile_rows, width), x.dtype)
+    step, line = stride[1] * c, rows.shape[1] * c
+    for j in range(n_panels):
+        w = panels[j].ctypes.data
+        for p in range(p_size):
+            for q in range(0, q_size, tile_rows):
+                whole = q + tile_rows <= q_size
+                a = rows.ctypes.data + (p * stride[0] * line + q * step) * x.itemsize
+                out = y.ctypes.data + ((p * q_size + q) * k + j * width) * x.itemsize if whole else tile.ctypes.data
+                out_row = k if whole else width
+                _rows(
+                    a,
+                    step,
+                    1,
+                    dilation * line,
+                    w,
+                    width,
+                    run * width,
+                    out,
+                    out_row,
+                    run,
+                    r_size,
+                    False,
+                    wide,
+                    tile_rows,
+                    x,
+                )
+                if not whole:
+                    for m in range(q_size - q):
+                        for l in range(width):
+                            y[p, q + m, j * width + l] = tile[m, l]
+
+
+@njit()
+def _padded(x, height, q_size, taps, stride, padding):
+    """The rows that the windows see, zeros around; columns enough for a last tile that hangs over."""
+    h_size, w_size, c = x.shape
+    rows = np.empty((height, (q_size + _NARROW) * stride + taps, c), x.dtype)
+    for i in range(height):
+        h = i - padding[0]
+        if 0 <= h < h_size:
+            rows[i, : padding[1]] = 0
+            stop = min(rows.shape[1], padding[1] + w_size)
+            rows[i, padding[1] : stop] = x[h, : stop - padding[1]]
+            rows[i, stop:] = 0
+        else:
+            rows[i] = 0
+    return rows
+
+
+@njit(parallel=True)
+def _wgrad(x, dy, partial, taps, stride, padding, dilation):
+    n, splits = x.shape[0], partial.shape[0]
+    for t in prange(splits):
+        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
+        for i in range(first, last):
+            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
+
+
+@njit()
+def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
+    c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
+    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    step, line, vector = stride[1] * c, rows.shape[1] * c, _VECTOR_BYTES // x.itemsize
+    wide = k % (2 * vector) == 0
+    tile_rows, width = (_WIDE, 2 * vector) if wide else (_NARROW, vector)
+    for r in range(r_size):
+        for i in range(0, run, tile_rows):
+            a = rows.ctypes.data + (r * dilation * line + i) * x.itemsize
+            for j in range(0, k, width):
+                b, out = dy.ctypes.data + j * x.itemsize, dw.ctypes.data + ((r * run + i) * k + j) * x.itemsize
+                _rows(a, 1, step, stride[0] * line, b, k, q_size * k, out, k, q_size, p_size, True, wide, tile_rows, x)
+
+
+@njit(inline=True)
+def _rows(a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, wide, tile_rows, x):
+    if wide:
+        multiply_tile_2d(
+            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _WIDE, 2, x.dtype
+        )
+    elif tile_rows == _WIDE:
+        multiply_tile_2d(
+            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _WIDE, 1, x.dtype
+        )
+    else:
+        multiply_tile_2d(
+            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _NARROW, 1, x.dtype
+        )

@@ -1,0 +1,41 @@
+"""The host's vectors: how many bytes wide, how many registers. `MINIRES_SIMD=avx512|avx2|neon|generic` overrides."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+
+@dataclass(frozen=True)
+class Simd:
+    """A vector unit. `tile_rows` x 2 accumulators, the two vectors of B and a broadcast of A fit in its registers."""
+
+    name: str
+    vector_bytes: int
+    tile_rows: int
+
+
+_UNITS = {
+    "avx512": Simd("avx512", 64, 12),  # 32 registers
+    "avx2": Simd("avx2", 32, 6),  # 16 registers
+    "neon": Simd("neon", 16, 12),  # 32 registers
+    "generic": Simd("generic", 16, 4),
+}
+
+
+@functools.cache
+def simd() -> Simd:
+    """The vector unit to emit code for. ValueError where MINIRES_SIMD names an unknown one."""
+    if forced := os.environ.get("MINIRES_SIMD"):
+        if forced not in _UNITS:
+            raise ValueError(f"MINIRES_SIMD={forced!r} is unknown: use one of {', '.join(_UNITS)}")
+        return _UNITS[forced]
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return _UNITS["avx512"]
+    if features.get("avx2") and features.get("fma"):
+        return _UNITS["avx2"]
+    return _UNITS["neon" if features.get("neon") else "generic"]

@@ -1,0 +1,103 @@
+"""Numba, set up once: flags, threads, and a disk cache that notices every edit.
+
+Numba's own cache looks at one source file and misses an edit in a callee's file. Here the cache folder is named
+after a hash of all source under `kernels/`, so that an edit anywhere starts afresh (Numba adds its own version and
+the CPU to the key).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+
+# Never "nnan" or "ninf": a NaN must stay a NaN.
+FASTMATH = {"contract", "reassoc", "nsz"}
+_KEEP_DAYS = 30
+
+
+@functools.cache
+def source_hash() -> str:
+    """A hash of all Python source under kernels/ and of the settings that change what it compiles to."""
+    digest = hashlib.sha256(os.environ.get("MINIRES_SIMD", "").encode())
+    root = Path(__file__).parent.parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_root() -> Path:
+    """`$MINIRES_CACHE`, else the user's cache folder."""
+    if own := os.environ.get("MINIRES_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minires"
+
+
+@functools.cache
+def cache_folder() -> str | None:
+    """The folder of compiled kernels for this very source; None where none can be written."""
+    folder = cache_root() / "numba" / source_hash()
+    try:
+        if not folder.exists():
+            _sweep(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+    except OSError:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+def _sweep(parent: Path) -> None:
+    """Remove folders of earlier source that nobody used for a month."""
+    for old in parent.glob("*"):
+        if time.time() - old.stat().st_mtime > _KEEP_DAYS * 86400:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable], Any]:
+    """`numba.njit` with our flags and our cache.
+
+    parallel: for the launcher of a kernel, a single `prange` over independent blocks. Keep the work itself in a
+    function of its own without `parallel`: that compiles several times faster. inline: for a helper inside a loop.
+    """
+
+    def decorate(fn: Callable) -> Any:
+        folder = cache_folder()
+        saved = config.CACHE_DIR
+        config.CACHE_DIR = folder or saved
+        try:
+            return numba.njit(
+                cache=folder is not None,
+                parallel=parallel,
+                nogil=True,
+                boundscheck=False,
+                error_model="numpy",
+                fastmath=FASTMATH,
+                **({"forceinline": True} if inline else {}),
+            )(fn)
+        finally:
+            config.CACHE_DIR = saved
+
+    return decorate
+
+
+def set_num_threads(n: int) -> None:
+    """How many threads the CPU kernels use, from 1 to the number that the process started with."""
+    most = config.NUMBA_NUM_THREADS
+    if not 1 <= n <= most:
+        raise ValueError(f"set_num_threads({n}): this process can use 1 to {most} threads")
+    numba.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """How many threads the CPU kernels use."""
+    return numba.get_num_threads()

@@ -1,0 +1,70 @@
+"""Elementwise kernels on the CPU: one pass over flat memory on all threads, whatever order the axes lie in."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.jit import njit
+from ..memory import empty
+from ..registry import kernel
+from .problem import ADD_FPROP, RELU_BWD, RELU_FPROP
+
+_BLOCK = 1 << 15
+_RELU, _RELU_BWD, _ADD = range(3)  # one compiled function serves all three
+
+
+def _same_float(a, *more):
+    return a.dtype.kind == "f" and all(b.dtype == a.dtype for b in more)
+
+
+@kernel(RELU_FPROP, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
+def relu_fprop_numba(x):
+    return _apply(_RELU, x, x)
+
+
+@kernel(RELU_BWD, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
+def relu_bwd_numba(dy, y):
+    return _apply(_RELU_BWD, dy, y)
+
+
+@kernel(ADD_FPROP, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
+def add_fprop_numba(a, b):
+    return _apply(_ADD, a, b)
+
+
+def _apply(op, a, b):
+    """op(a, b), laid out in memory as a or b is, where one of them is dense."""
+    order = next((order for order in map(_dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
+    flat_a, flat_b = (np.ascontiguousarray(v.transpose(order)).reshape(-1) for v in (a, b))
+    memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
+    _elementwise(flat_a, flat_b, memory.reshape(-1), op, _BLOCK)
+    return memory.transpose(np.argsort(order))
+
+
+def _dense_order(a):
+    """The order of axes in which `a` is one run of memory; None where it has gaps or overlaps."""
+    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+    return order if a.transpose(order).flags.c_contiguous else None
+
+
+@njit(parallel=True)
+def _elementwise(a, b, y, op, block):
+    for i in prange((y.size + block - 1) // block):
+        first = np.int64(i) * block
+        last = first + block
+        _elementwise_block(a[first:last], b[first:last], y[first:last], op)
+
+
+@njit()
+def _elementwise_block(a, b, y, op):
+    zero = a.dtype.type(0)
+    if op == _RELU:
+        for i in range(y.size):
+            y[i] = zero if a[i] <= zero else a[i]  # a NaN stays
+    elif op == _RELU_BWD:
+        for i in range(y.size):
+            y[i] = a[i] if b[i] > zero else zero
+    else:
+        for i in range(y.size):
+            y[i] = a[i] + b[i]

@@ -1,0 +1,15 @@
+"""Elementwise kernels in plain NumPy: the definitions. NumPy keeps the memory layout of the inputs."""
+
+from ..registry import kernel
+from .problem import (
+    ADD_FPROP,
+    RELU_BWD,
+    RELU_FPROP,
+    add_fprop_reference,
+    relu_bwd_reference,
+    relu_fprop_reference,
+)
+
+kernel(RELU_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(relu_fprop_reference)
+kernel(RELU_BWD, device="cpu", step=0, note="the definition", dtypes=("any",))(relu_bwd_reference)
+kernel(ADD_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(add_fprop_reference)

@@ -1,0 +1,142 @@
+"""`minires kernels`: the table of registered kernels, and the check of one's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+app = App(name="kernels", help="List the registered kernels, or check some.")
+
+
+@app.command(name="list")
+def list_kernels(problem: str | None = None, /, *, device: str | None = None) -> None:
+    """List the registered kernels: problem, device, step of the ladder, name, what the step changed.
+
+    Parameters
+    ----------
+    problem
+        Only the kernels of this problem.
+    device
+        Only the kernels of this device, cpu or cuda.
+    """
+    registry = _registry()
+    rows = [(k.problem.name, k.device, str(k.step), k.name, k.note) for k in registry.kernels(_known(problem), device)]
+    if not rows:
+        raise ValueError(f"no kernel is registered for device {device!r}")
+    _print_table(("problem", "device", "step", "kernel", "note"), rows)
+
+
+@app.command
+def check(file: Path | None = None, /, *, problem: str | None = None, time: bool = False) -> int:
+    """Check CPU kernels on all test cases of their problems, in every dtype and layout that they take.
+
+    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+
+    Parameters
+    ----------
+    file
+        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`).
+        Only what it registers is checked.
+    problem
+        Check only kernels of this problem; without a file, all that are registered for it.
+    time
+        Also time the kernels that are right, beside all others of their problem, on the first benchmark case.
+    """
+    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
+
+    if file is None and problem is None:
+        raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
+    registry = _registry()
+    candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
+    chosen = [k for k in candidates if k.device == "cpu" and _known(problem) in (None, k.problem.name)]
+    if not chosen:
+        raise ValueError(f"{file or problem} has no CPU kernel" + (f" of {problem}" if file and problem else ""))
+    results = {k: [r for case in k.problem.cases if "test" in case.tags for r in check_case(k, case)] for k in chosen}
+    _print_table(
+        ("problem", "kernel", "checks", "worst error", "allowed", "verdict"),
+        [_summary(k, found) for k, found in results.items()],
+    )
+    for found in results.values():
+        for failure in dict.fromkeys(r.failure for r in found if not r.ok):
+            print(next(r for r in found if r.failure == failure))
+    right = [k for k, found in results.items() if found and all(r.ok for r in found)]
+    if time:
+        for name in dict.fromkeys(k.problem.name for k in right):
+            _print_times(name, [k for k in right if k.problem.name == name])
+    return 0 if len(right) == len(chosen) else 1
+
+
+def _registry() -> Any:
+    from minires.kernels import registry  # pyright: ignore[reportMissingImports]
+
+    return registry
+
+
+def _known(problem: str | None) -> str | None:
+    """The name of a problem, or ValueError with the names that there are."""
+    names = [p.name for p in _registry().problems()]
+    if problem is not None and problem not in names:
+        raise ValueError(f"no problem is named {problem!r}; known: {', '.join(names)}")
+    return problem
+
+
+def _summary(kernel: Any, results: list) -> tuple[str, ...]:
+    worst = max((r.worst for r in results if r.ok), default=float("nan"))
+    failures = Counter(r.failure for r in results if not r.ok)
+    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or "right"
+    if not results:
+        verdict = "takes no test case"
+    return (
+        kernel.problem.name,
+        kernel.name,
+        str(len(results)),
+        f"{worst:.2g} eps" if worst == worst else "",
+        f"{kernel.error_factor:g} eps",
+        verdict,
+    )
+
+
+def _print_times(problem: str, chosen: list) -> None:
+    """Rank the kernels of a problem on its first benchmark case in float32 that all the chosen ones take."""
+    from minires.kernels.checking import Trial, lay_out  # pyright: ignore[reportMissingImports]
+    from minires.kernels.timing import in_turn  # pyright: ignore[reportMissingImports]
+
+    registry = _registry()
+    for case in registry.problem(problem).cases:
+        if "bench" not in case.tags:
+            continue
+        trial = Trial(registry.problem(problem), case, "float32")
+        layouts = {name: "contiguous" if name == "w" else "channels_last" for name in trial.arrays}
+        arrays = [None if a is None else lay_out(a, layouts[name])[0] for name, a in trial.arrays.items()]
+        if all(k.takes(*arrays, **trial.params) for k in chosen):
+            break
+    else:
+        print(f"{problem}: no benchmark case in float32 suits")
+        return
+    others = [k for k in registry.kernels(problem, "cpu") if k.step > 0 or k in chosen]
+    runs = {k.name: lambda k=k: k(*arrays, **trial.params) for k in others if k.takes(*arrays, **trial.params)}
+    flops = trial.problem.flops(*arrays, **trial.params)
+    rows = []
+    for name, timing in sorted(in_turn(runs).items(), key=lambda item: item[1].median):
+        speed = f"{flops / timing.median / 1e9:.3g} GFLOP/s"
+        rows.append((name, f"{timing.median * 1e3:.3g} ms", speed, "yes" if name in {k.name for k in chosen} else ""))
+    _print_table((f"{problem}, {case.name}", "median", "speed", "checked now"), rows)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in header:
+        table.add_column(name, no_wrap=name != "note")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: cut nothing off
+        console = Console(width=250)
+    console.print(table, highlight=False, markup=False)

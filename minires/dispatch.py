@@ -1,0 +1,110 @@
+"""From arrays to a device to a kernel. Ops reach kernels only through `run`; only this module (and tools) read the table."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
+from minires.kernels import registry  # pyright: ignore[reportMissingImports]
+
+from .device import device_of
+
+_chosen: dict[str, str] = {}
+_measured: dict[tuple, Any] = {}
+_autotune = False
+_observers: list[Callable[[Any], None]] = []
+
+
+def run(problem: str, *arrays: Any, **params: Any) -> Any:
+    """Compute `problem` with the best kernel for these inputs on the device where they lie.
+
+    Raises NotImplementedError naming the problem, device and dtypes where no kernel takes them.
+    """
+    kernel = select(problem, *arrays, **params)
+    for observe in _observers:
+        observe(kernel)
+    return kernel(*arrays, **params)
+
+
+def select(problem: str, *arrays: Any, **params: Any) -> Any:
+    """The kernel that `run` would use: chosen by hand, else measured (`autotune`), else of the highest rank."""
+    device = device_of(*arrays).type
+    candidates = [k for k in registry.kernels(problem, device) if k.takes(*arrays, **params)]
+    if not candidates:
+        dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
+        raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
+    if problem in _chosen:
+        return _named(problem, _chosen[problem], candidates)
+    if _autotune or _measured:
+        key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(params))
+        if key not in _measured and _autotune:
+            _measured[key] = min(candidates, key=lambda k: _time(k, arrays, params))
+        if key in _measured:
+            return _measured[key]
+    return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
+
+
+@contextlib.contextmanager
+def use_kernels(**choice: str) -> Iterator[None]:
+    """Choose kernels by hand: `with use_kernels(conv2d_fprop="fprop_im2col_numpy"): ...`.
+
+    Raises ValueError at once for a problem or kernel that is not registered.
+    """
+    for problem, name in choice.items():
+        known = [k.name for k in registry.kernels(problem)]
+        if name not in known:
+            raise ValueError(f"{problem} has no kernel {name!r}; known: {', '.join(known) or 'no such problem'}")
+    saved = dict(_chosen)
+    _chosen.update(choice)
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(saved)
+
+
+@contextlib.contextmanager
+def autotune() -> Iterator[None]:
+    """Within it, the first use of a problem at a shape measures every kernel that takes it; the fastest is remembered."""
+    global _autotune
+    saved, _autotune = _autotune, True
+    try:
+        yield
+    finally:
+        _autotune = saved
+
+
+@contextlib.contextmanager
+def observe(callback: Callable[[Any], None]) -> Iterator[None]:
+    """Within it, `callback(kernel)` is called with every kernel that `run` chooses (`TraceHook`)."""
+    _observers.append(callback)
+    try:
+        yield
+    finally:
+        _observers.remove(callback)
+
+
+def _named(problem: str, name: str, candidates: list[Any]) -> Any:
+    for k in candidates:
+        if k.name == name:
+            return k
+    raise NotImplementedError(f"kernel {name!r}, chosen for {problem}, does not take these inputs")
+
+
+def _time(kernel: Any, arrays: tuple, params: dict, repeats: int = 3) -> float:
+    if kernel.problem.writes:  # do not let a trial change what the caller passed
+        arrays = tuple(None if a is None else a.copy() for a in arrays)
+    kernel(*arrays, **params)  # compiles
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        kernel(*arrays, **params)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _frozen(params: dict) -> tuple:
+    return tuple(sorted((name, str(value)) for name, value in params.items()))

@@ -1,0 +1,68 @@
+"""Models by name: `create_model("resnet20", num_classes=10)`, `list_models("resnet*")`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .blocks import Block
+from .resnet import ResNet
+
+_BUILDERS: dict[str, Callable[..., ResNet]] = {}
+_OPTIONS = [p.name for p in inspect.signature(ResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def register(
+    name: str,
+    note: str,
+    block: type[Block],
+    depths: Sequence[int],
+    widths: Sequence[int],
+    fixed: Iterable[str] = (),
+    **defaults: Any,
+) -> Callable[..., ResNet]:
+    """Enter `ResNet(block, depths, widths, **defaults)` under `name`, and return the function that builds it.
+
+    note: one line for the function's docstring. defaults: where this model differs from `ResNet`'s own. fixed: those
+    of them that the name decides, so that a caller cannot change them.
+    """
+    options = [option for option in _OPTIONS if option not in fixed]
+
+    def build(num_classes: int | None = None, in_channels: int = 3, **changes: Any) -> ResNet:
+        for option in changes:
+            if option not in options:
+                raise ValueError(
+                    f"{name} has no option {option!r}{_near(option, options)}; it has {', '.join(options)}"
+                )
+        given = {} if num_classes is None else {"num_classes": num_classes}
+        return ResNet(block, depths, widths, **{**defaults, **changes, **given, "in_channels": in_channels})
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{note} Options: those of `ResNet`; num_classes=None means as in the paper."
+    _BUILDERS[name] = build
+    return build
+
+
+def create_model(name: str, num_classes: int | None = None, in_channels: int = 3, **options: Any) -> ResNet:
+    """Build the model of that name, with weights newly drawn.
+
+    num_classes: length of its output; None means as in the paper (1000 for ImageNet, 10 for CIFAR-10). in_channels:
+    channels of the images. options: `ResNet`'s (stem, shortcut, variant, zero_init_residual, drop_skip).
+    Raises ValueError for a name, number or option that cannot be, and says which can.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"no model is named {name!r}{_near(name, _BUILDERS)}; there are {', '.join(list_models())}")
+    return _BUILDERS[name](num_classes, in_channels, **options)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of all models, or of those that match a shell pattern such as "resnet*" or "*110"."""
+    return [name for name in _BUILDERS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _near(word: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), list(known))
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

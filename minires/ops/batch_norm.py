@@ -1,0 +1,133 @@
+"""Batch normalisation, also with a residual and a ReLU behind it (fused.py).
+
+    y = act(gamma * x_hat + beta + z)        x_hat = (x - mean) * inv_std        inv_std = 1 / sqrt(var + eps)
+
+x, z (N, C, H, W); gamma, beta (C,). In training mean and var are those of x over N, H, W (m numbers per channel; var
+is sum (x - mean)² / m), and the running statistics move towards them; in evaluation the running ones are used.
+
+Saved for backward: x, gamma, mean, inv_std, and y where there is a ReLU (only its sign is read, but the next op keeps
+y anyway). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
+
+    dbeta = sum g      dgamma = sum g * x_hat      dz = g
+
+In evaluation dx = gamma * inv_std * g. In training x also moves mean and var. Write dx_hat = gamma * g; then
+
+    d x_hat[j] / d x[i] = inv_std * ([i = j] - 1/m - x_hat[i] x_hat[j] / m)
+
+(1/m from the mean; the last term from d inv_std / d x[i] = -inv_std² x_hat[i] / m), and summed over j
+
+    dx = inv_std * (dx_hat - sum dx_hat / m - x_hat * sum(dx_hat * x_hat) / m)
+       = gamma * inv_std * (g - dbeta/m - x_hat * dgamma/m)
+
+Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1 and section 3. The running variance takes the unbiased
+estimate, var * m / (m - 1), as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..device import namespace_of
+from ..dispatch import run
+from ..engine import Function, Tensor
+from .shape import reshape
+
+
+class BatchNorm(Function):
+    @staticmethod
+    def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
+        xp, c = namespace_of(x), x.shape[1]
+        gamma = xp.ones(c, x.dtype) if gamma is None else gamma
+        beta = xp.zeros(c, x.dtype) if beta is None else beta
+        if training:
+            y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
+            inv_std = 1 / xp.sqrt(var + eps)
+            if running_mean is not None and x.size:
+                m = x.size // c
+                _move(running_mean, mean, momentum)
+                _move(running_var, var * (m / (m - 1)), momentum)
+        else:
+            mean, inv_std = running_mean, 1 / xp.sqrt(running_var + eps)
+            y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
+        ctx.save_for_backward(x, y if relu else None, gamma, mean, inv_std)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        training, relu, residual = ctx.params["training"], ctx.params["relu"], ctx.needs_grad[3]
+        dx, dgamma, dbeta, dz = run(
+            "batchnorm2d_bwd", dy, *ctx.saved_for_backward, training=training, relu=relu, residual=residual
+        )
+        dz = dz if relu else dy
+        grads = (dx, dgamma, dbeta, dz, None, None)
+        return tuple(d if needed else None for d, needed in zip(grads, ctx.needs_grad, strict=True))
+
+
+def _move(running: Any, value: Any, momentum: float) -> None:
+    """running = (1 - momentum) * running + momentum * value, in place; real statistics ignore a complex step."""
+    value = value if running.dtype.kind == "c" else value.real
+    running[...] = (1 - momentum) * running + momentum * value
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise every channel of `input` (N, C), (N, C, L) or (N, C, H, W); see the page's head for the formula.
+
+    running_mean, running_var, weight, bias: (C,). Weight and bias may be None (1 and 0), the running statistics too
+    in training; there they are updated in place: (1 - momentum) * running + momentum * batch's, with the unbiased
+    variance. Raises ValueError naming the sizes that do not fit, and where training has one value per channel.
+    """
+    return normalise(input, None, running_mean, running_var, weight, bias, training, momentum, eps, relu=False)
+
+
+def normalise(
+    input: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """`batch_norm`, then `+ residual` (None, or of input's shape and dtype), then, if `relu`, ReLU: one op."""
+    shape = input.shape
+    _check(shape, input, training, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    if input.ndim != 4:
+        size = (*shape[:2], 1, math.prod(shape[2:])) if shape != (0,) else (0, 0, 1, 1)
+        input = reshape(input, size)
+        residual = residual if residual is None else reshape(residual, size)
+    params = dict(training=training, momentum=momentum, eps=eps, relu=relu)
+    y = BatchNorm.apply(input, weight, bias, residual, running_mean, running_var, **params)
+    if training and running_mean is not None and running_var is not None:
+        for running in (running_mean, running_var):  # written by forward
+            running.version[0] += 1
+    return y if y.shape == shape else reshape(y, shape)
+
+
+def _check(shape: tuple[int, ...], input: Tensor, training: bool, **per_channel: Tensor | None) -> None:
+    if len(shape) not in (2, 3, 4) and shape != (0,):
+        raise ValueError(f"batch_norm: input must be (N, C), (N, C, L) or (N, C, H, W), not {shape}")
+    c = shape[1] if len(shape) > 1 else 0
+    for name, t in per_channel.items():
+        if t is not None and t.shape != (c,):
+            raise ValueError(f"batch_norm: {name} has shape {t.shape}, input {shape} needs ({c},)")
+        if t is not None and {t.dtype.name, input.dtype.name} == {"float32", "float64"}:
+            raise TypeError(f"batch_norm: input is {input.dtype} and {name} {t.dtype}; convert one with .to(dtype)")
+    if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
+        raise ValueError("batch_norm: running_mean and running_var must be given together, or neither")
+    if not training and per_channel["running_mean"] is None:
+        raise ValueError("batch_norm: running_mean and running_var must be given in evaluation (training=False)")
+    if training and math.prod(shape) == c > 0:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")

@@ -1,0 +1,113 @@
+"""Two-dimensional convolution.
+
+    y[n, k, p, q] = b[k] + sum over c, r, s of x[n, c, p*u + r*l - a, q*v + s*m - e] * w[k, c, r, s]
+
+x (N, C, H, W), w (K, C/groups, R, S), b (K,), y (N, K, P, Q); stride (u, v), dilation (l, m), padding (a, e).
+P = floor((H + 2a - l(R - 1) - 1) / u) + 1, likewise Q.
+
+Saved for backward: x and w (the op is bilinear: each one's gradient needs the other).
+
+    dx = every window gets back dy[n, k, p, q] * w[k]            dgrad: convolution with w transposed
+    dw[k] = sum over n, p, q of dy[n, k, p, q] * x's window      wgrad: correlation of x with dy
+    db[k] = sum over n, p, q of dy[n, k, p, q]
+
+Source: LeCun et al. 1989; names of the three directions from cuDNN (Chetlur et al. 2014, arXiv:1410.0759).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..dispatch import run
+from ..engine import Function, Tensor
+from .shape import pad
+
+Pair = tuple[int, int]
+
+
+class Conv2d(Function):
+    @staticmethod
+    def forward(ctx, x, w, b, *, stride: Pair, padding: Pair, dilation: Pair, groups: int):
+        ctx.save_for_backward(x, w)
+        y = run("conv2d_fprop", x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        if b is not None:
+            y += b[:, None, None]
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_for_backward
+        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
+        dw = run("conv2d_wgrad", x, dy, **ctx.params, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
+        db = dy.sum((0, 2, 3)) if ctx.needs_grad[2] else None
+        return dx, dw, db
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | Literal["same", "valid"] = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve `input` (N, C, H, W) or (C, H, W) with `weight` (K, C/groups, R, S); see the page's head for the formula.
+
+    padding: zeros on each side, or "valid" (none), or "same" (output as large as input; stride 1; where the total is
+    odd the extra zero is at the right and bottom, as in PyTorch). Returns (N, K, P, Q), or (K, P, Q) for unbatched
+    input. Raises ValueError naming the sizes that do not fit.
+    """
+    if input.ndim == 3:
+        return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    _check(input, weight, bias, stride, dilation, groups)
+    if isinstance(padding, str):
+        input, padding = _resolve(input, padding, weight.shape[2:], stride, dilation)
+    padding = pair(padding, "padding", least=0)
+    for size, taps, a, d in zip(input.shape[2:], weight.shape[2:], padding, dilation, strict=True):
+        if size + 2 * a < d * (taps - 1) + 1:
+            raise ValueError(
+                f"conv2d: a filter of {taps} taps with dilation {d} does not fit into {size} pixels padded by {a}"
+            )
+    return Conv2d.apply(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def pair(value: Any, name: str, least: int = 1) -> Pair:
+    """An int or a pair of ints as a pair; ValueError naming the parameter for anything else."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) == 1:
+        both *= 2
+    if len(both) != 2 or not all(isinstance(n, int) and n >= least for n in both):
+        raise ValueError(f"{name}={value!r} must be an int or a pair of ints, each at least {least}")
+    return both
+
+
+def _resolve(x: Tensor, padding: str, rs: tuple, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
+    """ "same" and "valid" as numbers; what "same" needs at the right and bottom alone is padded here."""
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise ValueError(f"padding={padding!r} must be 'same', 'valid' or numbers")
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, not {stride}")
+    total = [d * (taps - 1) for d, taps in zip(dilation, rs, strict=True)]
+    if any(t % 2 for t in total):
+        x = pad(x, (0, total[1] % 2, 0, total[0] % 2))
+    return x, (total[0] // 2, total[1] // 2)
+
+
+def _check(x: Tensor, w: Tensor, b: Tensor | None, stride: Pair, dilation: Pair, groups: int) -> None:
+    if x.ndim != 4 or w.ndim != 4:
+        raise ValueError(
+            f"conv2d: input must be (N, C, H, W) or (C, H, W) and weight (K, C/groups, R, S), not {x.shape} and {w.shape}"
+        )
+    if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
+        raise ValueError(
+            f"conv2d: input of {x.shape[1]} channels does not fit weight {w.shape} with groups={groups}: "
+            "it needs groups * weight.shape[1] channels, and weight.shape[0] divisible by groups"
+        )
+    if b is not None and b.shape != w.shape[:1]:
+        raise ValueError(f"conv2d: bias has shape {b.shape}, weight {w.shape} needs ({w.shape[0]},)")
+    if x.dtype != w.dtype:
+        raise TypeError(f"conv2d: input is {x.dtype} and weight {w.dtype}; convert one with .to(dtype)")

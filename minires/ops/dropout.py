@@ -1,0 +1,48 @@
+"""Dropout: in training each element is zeroed with probability p and the others are scaled, so that the mean stays.
+
+    y = x * m / (1 - p)      dx = dy * m / (1 - p)      m is 1 with probability 1 - p, else 0
+
+Saved for backward: m, a byte per element. Its numbers come from the default generator (minires.manual_seed).
+
+Source: Srivastava et al. 2014, Journal of Machine Learning Research 15.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..device import namespace_of
+from ..engine import Function, Tensor
+from ..random import default_generator
+from .layout import Layout
+
+
+class Dropout(Function):
+    @staticmethod
+    def forward(ctx, x, *, p: float):
+        layout = Layout.of(x)
+        mask: Any = default_generator.random(layout.memory_shape(), np.float32) >= p
+        mask = layout.view(namespace_of(x).asarray(mask))
+        ctx.save_for_backward(mask)
+        return x * _scaled(mask, p, x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (mask,) = ctx.saved_for_backward
+        return dy * _scaled(mask, ctx.params["p"], dy.dtype)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """`input` with each element zeroed with probability `p` in training; `input` itself otherwise.
+
+    inplace is accepted for PyTorch's sake and changes nothing. ValueError where p is not a probability.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p={p} must be a probability, from 0 to 1")
+    return Dropout.apply(input, p=p) if training and p > 0 else input
+
+
+def _scaled(mask: Any, p: float, dtype: Any) -> Any:
+    return mask.astype(dtype) * (1 / (1 - p) if p < 1 else 0)

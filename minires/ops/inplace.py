@@ -1,0 +1,88 @@
+"""Writing in place, as PyTorch does it. Attached to Tensor by tensor.py.
+
+Without a graph (gradients disabled, or no operand requires one) the values are written into the memory, and every
+tensor that shares it sees them. With a graph the same Tensor object goes on with the result and its node, as in a
+residual block's `out += x`; tensors that shared its memory keep the old values (in PyTorch they would see the new
+ones). A leaf that requires gradients cannot be changed within the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..device import namespace_of
+from ..engine import Tensor, state
+from ..random import default_generator
+from .arithmetic import add, div, mul, sub
+from .choice import clamp
+from .indexing import raw
+from .move import kind, to
+
+
+def _in_place(op: Callable[..., Tensor]) -> Callable[..., Any]:
+    def method(self: Tensor, *args: Any, **params: Any) -> Tensor:
+        if state.grad_enabled and self.requires_grad and self.node is None:
+            raise RuntimeError(
+                "a leaf that requires gradients cannot be changed in place within the graph: do it inside no_grad()"
+            )
+        y = op(self, *args, **params)
+        if y.shape != self.shape or kind(y.dtype) > kind(self.dtype):
+            raise ValueError(
+                f"the result of an in-place {op.__name__} is {y.dtype} of shape {y.shape} and does not fit "
+                f"into {self.dtype} of shape {self.shape}"
+            )
+        if y.node is None:
+            return self.copy_(y)
+        y = to(y, dtype=self.dtype)
+        self.array, self.node, self.requires_grad, self.version = y.array, y.node, True, y.version
+        return self
+
+    method.__name__ = f"{op.__name__}_"
+    method.__doc__ = f"`{op.__name__}` in place; returns the tensor. See the page's head."
+    return method
+
+
+def _write(x: Tensor, index: Any, value: Any) -> Tensor:
+    """Overwrite elements, which no gradient could flow through."""
+    if state.grad_enabled and (x.requires_grad or getattr(value, "requires_grad", False)):
+        raise RuntimeError("cannot write values into a tensor within the graph: do it inside no_grad() or on .data")
+    value = getattr(value, "array", value)
+    x.array[index] = value
+    x.version[0] += 1
+    return x
+
+
+class InPlace:
+    """`self` is a Tensor throughout."""
+
+    add_ = __iadd__ = _in_place(add)
+    sub_ = __isub__ = _in_place(sub)
+    mul_ = __imul__ = _in_place(mul)
+    div_ = __itruediv__ = _in_place(div)
+    clamp_ = _in_place(clamp)
+
+    def __setitem__(self: Any, index: Any, value: Any) -> None:
+        """Overwrite the elements at `index` with a Tensor, array or number; outside the graph only (RuntimeError)."""
+        _write(self, raw(index, self), value)
+
+    def fill_(self: Any, value: Any) -> Any:
+        """Set every element to `value`; outside the graph only."""
+        return _write(self, ..., value)
+
+    def zero_(self: Any) -> Any:
+        """Set every element to 0; outside the graph only."""
+        return _write(self, ..., 0)
+
+    def normal_(self: Any, mean: float = 0, std: float = 1) -> Any:
+        """Draw every element from the normal distribution; outside the graph only."""
+        return _write(self, ..., _draw(self, default_generator.standard_normal) * std + mean)
+
+    def uniform_(self: Any, low: float = 0, high: float = 1) -> Any:
+        """Draw every element evenly from [low, high); outside the graph only."""
+        return _write(self, ..., _draw(self, default_generator.random) * (high - low) + low)
+
+
+def _draw(x: Tensor, draw: Callable[..., Any]) -> Any:
+    dtype = "float64" if x.dtype == "float64" else "float32"
+    return namespace_of(x.array).asarray(draw(x.shape, dtype))

@@ -1,0 +1,52 @@
+"""Stochastic gradient descent with momentum.
+
+    g <- g + weight_decay * p
+    b <- g at the first step, then  momentum * b + (1 - dampening) * g
+    p <- p - lr * d        d = b,  or g + momentum * b (Nesterov),  or g (no momentum)
+
+The learning rate multiplies the buffer, it is not accumulated in it: as in PyTorch, and unlike Sutskever et al. 2013
+(sec. 2, eq. 1-4), whose form is the same only while lr is constant. Computed by the kernels of `sgd_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..dispatch import run
+from .optimizer import Optimizer, check_at_least_zero, kept_array
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent; see the page's head for the formula.
+
+    lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
+    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. State: momentum_buffer, like the parameter.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "nesterov": nesterov})
+
+    def check(self, group: dict[str, Any]) -> None:
+        """ValueError for a negative setting, or Nesterov without plain momentum."""
+        check_at_least_zero(group, "lr", "momentum", "weight_decay")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                f"nesterov=True needs momentum > 0 and dampening 0, not {group['momentum']} and {group['dampening']}"
+            )
+
+    def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """One step of one parameter."""
+        first = "momentum_buffer" not in state
+        buf = kept_array(state, "momentum_buffer", p) if group["momentum"] != 0 else None
+        settings = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+        run("sgd_step", p, g, buf, **settings, nesterov=bool(group["nesterov"]), first=first)

@@ -1,0 +1,20 @@
+"""The learning rate of every step, as the recipe's `schedule` says."""
+
+from __future__ import annotations
+
+from ..optim import Optimizer
+from ..optim.lr_scheduler import CosineAnnealingLR, LinearWarmup, LRScheduler, MultiStepLR, OneCycleLR
+from .recipe import Recipe
+
+
+def make_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """The recipe's schedule over `recipe.epochs` epochs, to be stepped after every batch."""
+    steps = recipe.epochs * steps_per_epoch
+    warmup = round(recipe.warmup * steps)
+    if recipe.schedule == "one_cycle":
+        return OneCycleLR(optimizer, recipe.lr, steps, pct_start=warmup / steps, cycle_momentum=False)
+    if recipe.schedule == "cosine":
+        after: LRScheduler = CosineAnnealingLR(optimizer, max(1, steps - warmup))
+    else:
+        after = MultiStepLR(optimizer, [round(share * steps) - warmup for share in recipe.milestones])
+    return LinearWarmup(optimizer, warmup, after) if warmup else after

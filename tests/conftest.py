@@ -1,0 +1,10 @@
+"""Settings of the whole test run."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Compiling a kernel takes seconds, so no example has a deadline; under CI the drawn examples are the same every time.
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")

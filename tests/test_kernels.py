@@ -1,0 +1,70 @@
+"""Every registered kernel on every test case, in every dtype and memory layout that it takes."""
+
+import minires.kernels  # noqa: F401  (registers)
+import numpy as np
+import pytest
+from minires.kernels import registry
+from minires.kernels.checking import DTYPES, Trial, check_case
+from minires.kernels.cpu.jit import get_num_threads, set_num_threads
+
+TRIALS = {
+    problem.name: [Trial(problem, case, dtype) for case in problem.cases if "test" in case.tags for dtype in DTYPES]
+    for problem in registry.problems()
+}
+
+
+def _taken(kernel):
+    """The trials whose case and dtype the kernel takes."""
+    return [t for t in TRIALS[kernel.problem.name] if t.suits(kernel)]
+
+
+PAIRS = [
+    (k, case) for k in registry.kernels(device="cpu") for case in {t.case.name: t.case for t in _taken(k)}.values()
+]
+
+
+@pytest.mark.parametrize("kernel, case", PAIRS, ids=[f"{k.problem.name}-{k.name}-{c.name}" for k, c in PAIRS])
+def test_kernel_is_right(kernel, case):
+    wrong = [str(result) for result in check_case(kernel, case) if not result.ok]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("kernel", registry.kernels(), ids=lambda k: f"{k.problem.name}-{k.name}")
+def test_kernel_takes_a_case_in_every_dtype_that_it_names(kernel):
+    """Nothing is left out above in silence: a kernel that takes no case would not be tested at all."""
+    named = DTYPES if kernel.dtypes == ("any",) else kernel.dtypes
+    assert {t.dtype for t in _taken(kernel)} == set(named)
+
+
+@pytest.mark.parametrize("problem", registry.problems(), ids=lambda p: p.name)
+def test_problem_is_complete(problem):
+    definition = [k for k in registry.kernels(problem.name, "cpu") if k.step == 0]
+    assert [k.fn for k in definition] == [problem.reference], "step 0 on the CPU is the definition"
+    assert definition[0].dtypes == ("any",)
+    assert len({case.name for case in problem.cases}) == len(problem.cases)
+    assert any("bench" in case.tags for case in problem.cases)
+
+
+@pytest.mark.skipif(get_num_threads() == 1, reason="this process has one thread")
+@pytest.mark.parametrize(
+    "kernel",
+    [k for k in registry.kernels(device="cpu") if k.dtypes != ("any",)],
+    ids=lambda k: f"{k.problem.name}-{k.name}",
+)
+def test_same_bits_on_any_number_of_threads(kernel):
+    """On a layer of real size, where the work is split."""
+    trial = next(
+        t
+        for case in kernel.problem.cases
+        if "bench" in case.tags
+        for t in [Trial(kernel.problem, case, "float32")]
+        if t.suits(kernel)
+    )
+    many, threads = trial.run(kernel), get_num_threads()
+    set_num_threads(1)
+    try:
+        one = trial.run(kernel)
+    finally:
+        set_num_threads(threads)
+    for a, b in zip(many, one, strict=True):
+        np.testing.assert_array_equal(a, b)
