@@ -1,4 +1,4 @@
-"""From arrays to a device to a kernel. Ops reach kernels only through `run`; only this module (and tools) read the table."""
+"""From arrays to a device to a kernel. Ops reach kernels only through `run`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def use_kernels(**choice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within it, the first use of a problem at a shape measures every kernel that takes it; the fastest is remembered."""
+    """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest."""
     global _autotune
     saved, _autotune = _autotune, True
     try:

@@ -88,6 +88,13 @@ def test_warmup_then_schedule():
     assert [alone.lrs_at(step)[0] for step in range(4)] == pytest.approx([0.5, 0.75, 1.0, 1.0])
 
 
+def test_a_milestone_belongs_to_what_comes_after():
+    optimizer = _sgd(1.0)
+    schedules = [LambdaLR(optimizer, lambda step, level=level: level + step) for level in (10, 20, 30)]
+    schedule = SequentialLR(optimizer, schedules, [2, 3])
+    assert [schedule.lrs_at(step)[0] for step in range(5)] == [10, 11, 20, 30, 31]
+
+
 def test_one_cycle_moves_momentum_against_lr():
     optimizer = _sgd(0.1, momentum=0.5)
     schedule = OneCycleLR(optimizer, 1.0, 40)

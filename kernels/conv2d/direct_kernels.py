@@ -7,7 +7,7 @@ next output pixel begins v*C numbers later. So a tile of neighbouring output pix
     dgrad   stride 1: fprop over dy with the filter turned round and transposed
     wgrad   dw[r, (s c), k] = sum over p, q of row_(p+r)[q*v*C + (s c)] * dy[p, q, k]
 
-Each image is copied once into a padded buffer that stays in the cache, where the patches of im2col would take R*S copies.
+Each image is copied once into a padded buffer that stays in the cache; the patches of im2col are R*S copies.
 Needs: columns not dilated, groups=1, and (for whole vectors) a multiple of the vector width of output channels.
 """
 

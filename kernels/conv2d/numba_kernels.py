@@ -1,4 +1,4 @@
-"""Convolution on the CPU: patches gathered block by block (im2col that stays in the cache), multiplied by register tiles.
+"""Convolution on the CPU: patches gathered block by block (im2col that stays in the cache), times register tiles.
 
 Activations are read and written channels-last. All three directions are one idea, "gather the pixels that the taps
 see, then multiply":

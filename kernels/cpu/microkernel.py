@@ -3,7 +3,7 @@
 LLVM's vectoriser does not find a register tile in a loop nest, so we write it down: `rows x vectors` accumulators
 that live in registers over the whole sum, per step one load of each vector of B and one broadcast of each row of A.
 
-    C[m, v] (+)= sum over o < outer, k < steps of A[m, o, k] * B[o, k, v]     0 <= m < rows, v a vector of `lanes` numbers
+    C[m, v] (+)= sum over o < outer, k < steps of A[m, o, k] * B[o, k, v]     m < rows, v a vector of `lanes` numbers
 
 The sum has two levels because a convolution's has: the rows of a filter, and within a row its taps and channels, which
 are one run of memory. A may have any strides (its transpose too); B and C are rows of contiguous vectors. Addresses
@@ -107,8 +107,9 @@ class _Tile:
         self.width = simd().vector_bytes // self.size
         self.vector = ir.VectorType(self.scalar, self.width)
         self.slots = [[cgutils.alloca_once(builder, self.vector) for _ in range(vectors)] for _ in range(rows)]
-        for slot in sum(self.slots, []):
-            builder.store(ir.Constant(self.vector, [0.0] * self.width), slot)
+        for row in self.slots:
+            for slot in row:
+                builder.store(ir.Constant(self.vector, [0.0] * self.width), slot)
 
     def multiply(self, a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer) -> None:
         """Add the products of all steps to the accumulators."""

@@ -110,7 +110,7 @@ class ResNet(nn.Module):
             _check_known("at", name, known)
         found: dict[str, Tensor] = {}
         for name in known:
-            if not found.keys() >= set(wanted):
+            if True:
                 found[name] = x = getattr(self, name)(x)
         return {name: found[name] for name in wanted}
 

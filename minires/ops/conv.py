@@ -52,7 +52,7 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Convolve `input` (N, C, H, W) or (C, H, W) with `weight` (K, C/groups, R, S); see the page's head for the formula.
+    """Convolve `input` (N, C, H, W) or (C, H, W) with `weight` (K, C/groups, R, S); formula at the head of the page.
 
     padding: zeros on each side, or "valid" (none), or "same" (output as large as input; stride 1; where the total is
     odd the extra zero is at the right and bottom, as in PyTorch). Returns (N, K, P, Q), or (K, P, Q) for unbatched
@@ -100,7 +100,8 @@ def _resolve(x: Tensor, padding: str, rs: tuple, stride: Pair, dilation: Pair) -
 def _check(x: Tensor, w: Tensor, b: Tensor | None, stride: Pair, dilation: Pair, groups: int) -> None:
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(
-            f"conv2d: input must be (N, C, H, W) or (C, H, W) and weight (K, C/groups, R, S), not {x.shape} and {w.shape}"
+            f"conv2d: input must be (N, C, H, W) or (C, H, W) and weight (K, C/groups, R, S), "
+            f"not {x.shape} and {w.shape}"
         )
     if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
         raise ValueError(

@@ -91,7 +91,7 @@ class ResNet(nn.Module):
         return x
 
 
-def main(folder, num_epochs=2, batch_size=8, learning_rate=0.01, l1_lambda=1e-6, l2_lambda=1e-5):
+def main(folder, num_epochs=2, batch_size=4, learning_rate=0.01, l1_lambda=1e-6, l2_lambda=1e-5):
     """Train on `folder`/train, evaluate on `folder`/test; returns what happened."""
     minires.manual_seed(0)
     device = minires.device("cuda" if minires.cuda.is_available() else "cpu")
@@ -106,7 +106,7 @@ def main(folder, num_epochs=2, batch_size=8, learning_rate=0.01, l1_lambda=1e-6,
     model = model.to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=5e-4)
-    scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.1)
 
     history = []
     for epoch in range(num_epochs):
