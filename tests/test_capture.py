@@ -121,10 +121,13 @@ def test_the_residual_branch_before_the_skip_is_added(net):
 
 def test_ops_of_the_model_itself_also_where_it_runs_inside_another(net):
     outer = nn.Sequential(net, nn.Identity())
-    with capture(net, "/Mean", "fc/*") as cache:
-        outer(images())
-        mr.relu(images())  # outside of the model
-    assert list(cache) == ["/Mean", "fc/Linear"]
+    with capture(net, "/Mean", "fc/*", "*/ReLU", grads=True) as cache:
+        y = outer(images())
+        mr.relu(y).backward(DY)  # outside of the model
+    parts = ("bn1", "bn2")
+    relus = {"relu/ReLU", *(f"layer1.{i}.{p}/ReLU" for i in (0, 1) for p in parts)}
+    assert set(cache) == {"/Mean", "fc/Linear", *relus}
+    assert len(cache["relu/ReLU"].outputs) == 2 and None not in cache["relu/ReLU"].grads
 
 
 def test_names_that_are_not_there(net):

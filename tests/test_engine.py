@@ -214,27 +214,26 @@ def test_saved_arrays_are_released_as_backward_passes():
     class Watch(Function):
         @staticmethod
         def forward(ctx, x):
-            y = x + 1
-            ctx.save_for_backward(y)
+            kept = x + 1
+            ctx.save_for_backward(kept)
             ctx.extra = np.zeros(3)
-            saved.append((weakref.ref(y), weakref.ref(ctx.extra)))
-            return y
+            saved.append((weakref.ref(kept), weakref.ref(ctx.extra)))
+            return x + 1
 
         @staticmethod
         def backward(ctx, dy):
-            alive_at.append([all(r() is not None for r in refs) for refs in saved])
+            alive_at.append([[r() is not None for r in refs] for refs in saved])
             return dy
 
-    x = leaf(3)
-    y = x
+    y, tensors = leaf(3), []
     for _ in range(3):
         y = Watch.apply(y)
-    loss = Double.apply(y)
-    del y
-    loss.backward(upstream(3))
-    assert alive_at == [[True, True, True], [True, True, False], [True, False, False]]
-    assert not any(r() for refs in saved for r in refs)
-    assert loss.requires_grad  # and it is still here
+        tensors.append(y)  # somebody holds the results, and so the nodes
+    y.backward(upstream(3))
+    here, gone = [True, True], [False, False]
+    assert alive_at == [[here, here, here], [here, here, gone], [here, gone, gone]]
+    assert not any(r() is not None for refs in saved for r in refs)
+    assert all(t.node is not None for t in tensors)
 
 
 def test_a_freed_graph_says_so():

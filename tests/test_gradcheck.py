@@ -156,6 +156,15 @@ def test_a_kink_is_no_wrong_gradient(name, method):
     assert gradcheck(fn, Tensor(point, requires_grad=True), method=method)
 
 
+def test_beside_a_kink_the_step_shrinks_and_the_point_stays():
+    given, seen = np.array([2e-5, -1e-4, 1.0]), []
+    assert gradcheck(lambda x: seen.append(x.array.copy()) or mr.relu(x), Tensor(given, requires_grad=True))
+    assert max(abs(x - given).max() for x in seen) < 2e-3
+    seen.clear()
+    assert gradcheck(lambda x: seen.append(x.array.copy()) or mr.relu(x), Tensor(given * [0, 1, 1], requires_grad=True))
+    assert max(abs(x - given).max() for x in seen) > 1e-2  # on a kink it has to move
+
+
 @pytest.mark.parametrize("point", [np.zeros(6), np.array([1e-5, -1e-4, -0.5, 2.0])], ids=["at a kink", "close to one"])
 def test_a_wrong_gradient_is_found_at_a_kink_too(point):
     x = Tensor(point, requires_grad=True)

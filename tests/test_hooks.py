@@ -259,6 +259,18 @@ def test_branch_grads_of_many_uses_of_several_backwards_and_of_leaves():
     assert join.norm == pytest.approx(3 * math.sqrt(2))
 
 
+def test_a_normalised_input_is_no_identity_though_the_op_also_takes_a_residual():
+    x = Tensor(np.random.default_rng(0).standard_normal((4, 2, 3, 3)), requires_grad=True)
+    with BranchGradHook() as hook:
+        (mr.batch_norm(x, None, None, training=True) + x - (1 - x)).backward(upstream(4, 2, 3, 3))
+    assert [(s.op, s.slot, s.identity) for s in hook.joins[0].shares] == [
+        ("Sub", 1, False),
+        ("Add", 1, True),
+        ("BatchNorm", 0, False),
+    ]
+    assert hook.joins[0].identity.op == "Add" and hook.joins[0].branch is None
+
+
 def test_a_shortcut_that_strides_and_pads_is_an_identity_and_one_that_convolves_is_not():
     mr.manual_seed(0)
     for name, identities in (("resnet20", [1, 1]), ("resnet20_b", [0, 0])):

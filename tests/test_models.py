@@ -382,6 +382,8 @@ def test_features_run_no_further_than_needed_and_carry_gradients():
     backward(y)
     reached = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is not None}
     assert reached == {"conv1", "bn1", "layer1", "layer2"}
+    seen = {key.split(".")[0]: int(b.array) for key, b in model.named_buffers() if key.endswith("num_batches_tracked")}
+    assert seen == {"bn1": 1, "layer1": 1, "layer2": 1, "layer3": 0}
 
 
 def test_features_names_what_is_not_there():
@@ -513,7 +515,8 @@ def test_describe_scales_with_the_batch_and_frozen_layers_keep_less():
     model.conv1.requires_grad_(False)
     model.bn1.requires_grad_(False)
     rows = {row.name: row for row in describe(model, image_size=(16, 8)).rows}
-    assert rows["layer1.0.conv1"].saved_bytes == 0 and rows["layer2.0.bn1"].saved_bytes > 0
+    frozen = ("conv1", "bn1", "layer1.0.conv1", "layer1.0.bn1", "layer1.2.bn2")
+    assert all(rows[name].saved_bytes == 0 for name in frozen) and rows["layer2.0.bn1"].saved_bytes > 0
 
 
 def test_describe_as_text():

@@ -27,7 +27,7 @@ class ResNet(nn.Module):
     stem: "imagenet", a 7x7 convolution and a max pool that shrink the image to a quarter, or "cifar", a 3x3
     convolution that keeps its size. num_classes: length of the output. in_channels: channels of the images.
     shortcut ("A" or "B") and variant ("v1.5" or "v1"): see the blocks. zero_init_residual: F(x) = 0 at the start, so
-    that every block begins as the identity. drop_skip: names of blocks without a skip connection, or "all" for the
+    that every block begins as its shortcut. drop_skip: names of blocks without a skip connection, or "all" for the
     plain twin; the weights are drawn first, so a twin made with the same seed has the same weights.
     Raises ValueError naming what cannot be.
     """
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
             _check_known("at", name, known)
         found: dict[str, Tensor] = {}
         for name in known:
-            if True:
+            if not found.keys() >= set(wanted):
                 found[name] = x = getattr(self, name)(x)
         return {name: found[name] for name in wanted}
 

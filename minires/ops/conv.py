@@ -75,7 +75,7 @@ def conv2d(
 
 def pair(value: Any, name: str, least: int = 1) -> Pair:
     """An int or a pair of ints as a pair; ValueError naming the parameter for anything else."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(both) == 1:
         both *= 2
     if len(both) != 2 or not all(isinstance(n, int) and n >= least for n in both):
@@ -110,5 +110,6 @@ def _check(x: Tensor, w: Tensor, b: Tensor | None, stride: Pair, dilation: Pair,
         )
     if b is not None and b.shape != w.shape[:1]:
         raise ValueError(f"conv2d: bias has shape {b.shape}, weight {w.shape} needs ({w.shape[0]},)")
-    if x.dtype != w.dtype:
-        raise TypeError(f"conv2d: input is {x.dtype} and weight {w.dtype}; convert one with .to(dtype)")
+    for name, t in (("weight", w), ("bias", b)):
+        if t is not None and t.dtype != x.dtype:
+            raise TypeError(f"conv2d: input is {x.dtype} and {name} {t.dtype}; convert one with .to(dtype)")
