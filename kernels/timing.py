@@ -19,11 +19,18 @@ class Timing:
     p80: float
 
 
-def in_turn(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5) -> dict[str, Timing]:
+def timing(samples: list[float]) -> Timing:
+    """What a list of measured seconds comes to."""
+    return Timing(len(samples), *np.percentile(samples, [50, 20, 80]).tolist())
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, pause: float = 0.0
+) -> dict[str, Timing]:
     """Time the calls round by round, each once per round, so that a slow spell of the machine hits them all.
 
     seconds: for all calls together, after a first round that is not counted (it compiles and warms caches); but at
-    least `least` rounds.
+    least `least` rounds. pause: seconds of sleep before each call, in which another library's threads stop spinning.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -32,8 +39,9 @@ def in_turn(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, lea
     rounds = 0
     while rounds < least or time.perf_counter() < stop:
         for name, call in calls.items():
+            time.sleep(pause)
             start = time.perf_counter()
             call()
             samples[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: Timing(len(s), *np.percentile(s, [50, 20, 80]).tolist()) for name, s in samples.items()}
+    return {name: timing(s) for name, s in samples.items()}

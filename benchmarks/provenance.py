@@ -1,0 +1,71 @@
+"""Where a number comes from: machine, versions, commit. Every row of a results file carries it."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("minires", "numpy", "numba", "torch")
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def provenance(threads: int) -> dict[str, str]:
+    """The columns that say where and of what a row was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = ""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(threads),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The commit of this tree, with "+" where files differ from it; "" outside a repository."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def write(name: str, rows: Sequence[Mapping[str, object]], threads: int, output: Path | None = None) -> Path:
+    """Write the rows, each with its provenance, as CSV; by default a file per benchmark, CPU and number of threads."""
+    where = provenance(threads)
+    slug = re.sub(r"[^a-z0-9]+", "-", where["cpu"].lower()).strip("-")
+    path = output or RESULTS / f"{name}-{slug}-{threads}t.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *where])
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)
+    return path
