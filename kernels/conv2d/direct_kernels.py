@@ -4,7 +4,8 @@ In channels-last memory the S taps of a filter's row, with their C channels, are
 next output pixel begins v*C numbers later. So a tile of neighbouring output pixels is a matrix whose rows overlap:
 
     fprop   y[q, k] = sum over r, (s c) of row_r[q*v*C + (s c)] * w[r, (s c), k]
-    dgrad   stride 1: fprop over dy with the filter turned round and transposed
+    dgrad   fprop over dy, the filter turned round and transposed; with stride u, the pixels of each residue modulo u share
+            their taps and are a convolution of their own
     wgrad   dw[r, (s c), k] = sum over p, q of row_(p+r)[q*v*C + (s c)] * dy[p, q, k]
 
 Each image is copied once into a padded buffer that stays in the cache; the patches of im2col are R*S copies.
@@ -21,9 +22,12 @@ from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from .numba_kernels import taps_of_residue
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 
-_WIDE, _NARROW = 8, 16  # rows of a tile of two vectors, of one vector
+# Rows of a tile. Eight rows at any stride leave registers for their addresses (sixteen ran at 0.6 of the speed);
+# rows of a transposed tile lie side by side and need no addresses of their own.
+_ROWS, _TRANSPOSED_ROWS = 8, 16
 _VECTOR_BYTES = simd().vector_bytes
 _PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
 
@@ -33,8 +37,15 @@ def _fprop_supports(x, w, *, stride, padding, dilation, groups):
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    turned = all(d * (taps - 1) >= p for d, taps, p in zip(dilation, w.shape[2:], padding, strict=True))
-    return groups == 1 and dilation[1] == 1 and stride == (1, 1) and turned and w.shape[1] % lanes(dy.dtype) == 0
+    # What comes before dy can be padded, what is not read of it cannot: no residue may begin after dy's first pixel.
+    begins = [
+        offsets[:1]
+        for axis in (0, 1)
+        for a in range(stride[axis])
+        for _, offsets in [taps_of_residue(a, w.shape[2 + axis], stride[axis], padding[axis], dilation[axis])]
+    ]
+    side_by_side = dilation == (1, 1) or (stride == (1, 1) and dilation[1] == 1)
+    return groups == 1 and side_by_side and w.shape[1] % lanes(dy.dtype) == 0 and np.all(np.concatenate(begins) <= 0)
 
 
 def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
@@ -51,13 +62,21 @@ def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
     return y
 
 
-@kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, note="fprop over dy, the filter turned round")
+@kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, note="no patches: stride² convolutions over dy")
 def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
-    dy = to_nhwc(dy)
-    dx, memory = empty_nhwc(dy.shape[0], w.shape[1], *input_hw, dy.dtype)
-    around = tuple(d * (taps - 1) - p for d, taps, p in zip(dilation, w.shape[2:], padding, strict=True))
-    turned = w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
-    _fprop(dy, _panels(turned, dy.dtype), memory, w.shape[3], (1, 1), around, dilation[0])
+    dy, (_, c, r, s) = to_nhwc(dy), w.shape
+    dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
+    turned = w.transpose(2, 3, 0, 1)
+    for a in range(min(stride[0], input_hw[0])):
+        r_taps, rows = taps_of_residue(a, r, stride[0], padding[0], dilation[0])
+        for b in range(min(stride[1], input_hw[1])):
+            s_taps, cols = taps_of_residue(b, s, stride[1], padding[1], dilation[1])
+            part = memory[:, a :: stride[0], b :: stride[1]]
+            if len(r_taps) and len(s_taps):
+                panels = _panels(turned[r_taps][:, s_taps], dy.dtype)
+                _fprop(dy, panels, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
+            else:
+                part[...] = 0  # no window saw these pixels
     return dx
 
 
@@ -71,7 +90,7 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
 def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     x, dy, (r, s) = to_nhwc(x), to_nhwc(dy), kernel_hw
     (n, _, _, k), c = dy.shape, x.shape[3]
-    taps = -(-s * c // _NARROW) * _NARROW  # whole tiles; the rest is scratch
+    taps = -(-s * c // _TRANSPOSED_ROWS) * _TRANSPOSED_ROWS  # whole tiles; the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
@@ -94,37 +113,29 @@ def _fprop(x, panels, y, taps, stride, padding, dilation):
 
 @njit()
 def _fprop_image(x, panels, y, taps, stride, padding, dilation):
-    c, (p_size, q_size, k), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
+    c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
     rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     wide = width * x.itemsize > _VECTOR_BYTES
-    tile_rows = _WIDE if wide or q_size <= _WIDE else _NARROW
-    tile = np.empty((tile_rows, width), x.dtype)
+    tile = np.empty((_ROWS, width), x.dtype)
     step, line = stride[1] * c, rows.shape[1] * c
     for j in range(n_panels):
         w = panels[j].ctypes.data
         for p in range(p_size):
-            for q in range(0, q_size, tile_rows):
-                whole = q + tile_rows <= q_size
+            for q in range(0, q_size, _ROWS):
+                whole = q + _ROWS <= q_size
                 a = rows.ctypes.data + (p * stride[0] * line + q * step) * x.itemsize
-                out = y.ctypes.data + ((p * q_size + q) * k + j * width) * x.itemsize if whole else tile.ctypes.data
-                out_row = k if whole else width
-                _rows(
-                    a,
-                    step,
-                    1,
-                    dilation * line,
-                    w,
-                    width,
-                    run * width,
-                    out,
-                    out_row,
-                    run,
-                    r_size,
-                    False,
-                    wide,
-                    tile_rows,
-                    x,
-                )
+                place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * x.itemsize
+                out, out_row = (place, y.strides[1] // x.itemsize) if whole else (tile.ctypes.data, width)
+                if wide:
+                    multiply_tile_2d(
+                        a, step, 1, dilation * line, w, width, run * width,
+                        out, out_row, run, r_size, False, _ROWS, 2, x.dtype,
+                    )  # fmt: skip
+                else:
+                    multiply_tile_2d(
+                        a, step, 1, dilation * line, w, width, run * width,
+                        out, out_row, run, r_size, False, _ROWS, 1, x.dtype,
+                    )  # fmt: skip
                 if not whole:
                     for m in range(q_size - q):
                         for l in range(width):
@@ -133,9 +144,10 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation):
 
 @njit()
 def _padded(x, height, q_size, taps, stride, padding):
-    """The rows that the windows see, zeros around; columns enough for a last tile that hangs over."""
+    """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
     h_size, w_size, c = x.shape
-    rows = np.empty((height, (q_size + _NARROW) * stride + taps, c), x.dtype)
+    columns = ((q_size + _ROWS - 1) // _ROWS * _ROWS - 1) * stride + taps + (_TRANSPOSED_ROWS + c - 1) // c
+    rows = np.empty((height, columns, c), x.dtype)
     for i in range(height):
         h = i - padding[0]
         if 0 <= h < h_size:
@@ -163,26 +175,19 @@ def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     step, line, vector = stride[1] * c, rows.shape[1] * c, _VECTOR_BYTES // x.itemsize
     wide = k % (2 * vector) == 0
-    tile_rows, width = (_WIDE, 2 * vector) if wide else (_NARROW, vector)
+    tile_rows, width = (_ROWS, 2 * vector) if wide else (_TRANSPOSED_ROWS, vector)
     for r in range(r_size):
         for i in range(0, run, tile_rows):
             a = rows.ctypes.data + (r * dilation * line + i) * x.itemsize
             for j in range(0, k, width):
                 b, out = dy.ctypes.data + j * x.itemsize, dw.ctypes.data + ((r * run + i) * k + j) * x.itemsize
-                _rows(a, 1, step, stride[0] * line, b, k, q_size * k, out, k, q_size, p_size, True, wide, tile_rows, x)
-
-
-@njit(inline=True)
-def _rows(a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, wide, tile_rows, x):
-    if wide:
-        multiply_tile_2d(
-            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _WIDE, 2, x.dtype
-        )
-    elif tile_rows == _WIDE:
-        multiply_tile_2d(
-            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _WIDE, 1, x.dtype
-        )
-    else:
-        multiply_tile_2d(
-            a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate, _NARROW, 1, x.dtype
-        )
+                if wide:
+                    multiply_tile_2d(
+                        a, 1, step, stride[0] * line, b, k, q_size * k,
+                        out, k, q_size, p_size, True, _ROWS, 2, x.dtype,
+                    )  # fmt: skip
+                else:
+                    multiply_tile_2d(
+                        a, 1, step, stride[0] * line, b, k, q_size * k,
+                        out, k, q_size, p_size, True, _TRANSPOSED_ROWS, 1, x.dtype,
+                    )  # fmt: skip

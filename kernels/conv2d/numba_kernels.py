@@ -78,9 +78,9 @@ def dgrad_im2col_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     # Transposed within its group: (K, C, R, S) -> (C*groups, R, S, K/groups)
     turned = w.reshape(groups, k // groups, c, r, s).transpose(0, 2, 3, 4, 1).reshape(c * groups, r, s, k // groups)
     for a in range(min(stride[0], input_hw[0])):
-        r_taps, rows = _taps_of_residue(a, r, stride[0], padding[0], dilation[0])
+        r_taps, rows = taps_of_residue(a, r, stride[0], padding[0], dilation[0])
         for b in range(min(stride[1], input_hw[1])):
-            s_taps, cols = _taps_of_residue(b, s, stride[1], padding[1], dilation[1])
+            s_taps, cols = taps_of_residue(b, s, stride[1], padding[1], dilation[1])
             part = memory[:, a :: stride[0], b :: stride[1]]
             if len(r_taps) and len(s_taps):
                 _convolve(dy, turned[:, r_taps][:, :, s_taps], part, rows, cols, (1, 1), groups)
@@ -113,7 +113,7 @@ def _taps(rs, padding, dilation):
     return tuple(np.arange(t) * d - p for t, d, p in zip(rs, dilation, padding, strict=True))
 
 
-def _taps_of_residue(a, taps, stride, padding, dilation):
+def taps_of_residue(a, taps, stride, padding, dilation):
     """For input pixels h = a + stride*i: the taps that saw them, and at which output row relative to i."""
     seen = [t for t in reversed(range(taps)) if (a + padding - t * dilation) % stride == 0]
     return seen, np.array([(a + padding - t * dilation) // stride for t in seen], np.int64)

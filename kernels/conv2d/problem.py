@@ -111,6 +111,7 @@ CASES = (
     _case("vectors_stride2", 2, 3, (9, 20), 32, (5, 3), (2, 2), (2, 1), (2, 1)),
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
+    _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
     _layer("cifar_stage1", 128, 16, 32, 16, 3),
     _layer("cifar_stage2_down", 128, 16, 32, 32, 3, 2),
     _layer("cifar_stage2", 128, 32, 16, 32, 3),
