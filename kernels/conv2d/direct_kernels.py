@@ -4,7 +4,7 @@ In channels-last memory the S taps of a filter's row, with their C channels, are
 next output pixel begins v*C numbers later. So a tile of neighbouring output pixels is a matrix whose rows overlap:
 
     fprop   y[q, k] = sum over r, (s c) of row_r[q*v*C + (s c)] * w[r, (s c), k]
-    dgrad   fprop over dy, the filter turned round and transposed; at stride u, the pixels of each residue modulo u share
+    dgrad   fprop over dy, the filter turned round and transposed; at stride u, pixels of each residue modulo u share
             their taps and are a convolution of their own
     wgrad   dw[r, (s c), k] = sum over p, q of row_(p+r)[q*v*C + (s c)] * dy[p, q, k]
 
