@@ -33,7 +33,7 @@ class ArrayDataset(Dataset):
 
     def __init__(self, *arrays: Any, transform: Callable[[Any], Any] | None = None):
         self.arrays, self.transform = arrays, transform
-        self.length = _common_length(arrays, "ArrayDataset")
+        self.length = common_length(arrays, "ArrayDataset")
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Any, ...]:
         """The samples at `indices` as one array per field, the first one transformed."""
@@ -42,7 +42,7 @@ class ArrayDataset(Dataset):
         return (first if self.transform is None else self.transform(first), *others)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return tuple(field[0] for field in self.batch([_within(index, self.length)]))
+        return tuple(field[0] for field in self.batch([within(index, self.length)]))
 
     def __len__(self) -> int:
         return self.length
@@ -53,7 +53,7 @@ class TensorDataset(Dataset):
 
     def __init__(self, *tensors: Tensor):
         self.tensors = tensors
-        self.length = _common_length(tensors, "TensorDataset")
+        self.length = common_length(tensors, "TensorDataset")
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, ...]:
         """The samples at `indices`, stacked."""
@@ -61,7 +61,7 @@ class TensorDataset(Dataset):
         return tuple(Tensor(t.array[rows]) for t in self.tensors)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(Tensor(t.array[_within(index, self.length)]) for t in self.tensors)
+        return tuple(Tensor(t.array[within(index, self.length)]) for t in self.tensors)
 
     def __len__(self) -> int:
         return self.length
@@ -87,14 +87,14 @@ class Subset(Dataset):
         return len(self.indices)
 
 
-def _common_length(arrays: tuple[Any, ...], who: str) -> int:
+def common_length(arrays: tuple[Any, ...], who: str) -> int:
     lengths = {array.shape[0] if array.ndim else -1 for array in arrays}
     if len(lengths) != 1 or -1 in lengths:
         raise ValueError(f"{who} needs arrays of one length, not shapes {[tuple(array.shape) for array in arrays]}")
     return lengths.pop()
 
 
-def _within(index: int, length: int) -> int:
+def within(index: int, length: int) -> int:
     """`index`, which may count from the end, from 0; IndexError also ends `for sample in dataset`."""
     if not -length <= index < length:
         raise IndexError(f"index {index} is outside a data set of {length} samples")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .archive import is_archive
 from .dataset import ArrayDataset, Dataset
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+from .decode import IMAGE_SUFFIXES, open_image
 
 
 def digits(image_size: int = 8) -> tuple[ArrayDataset, ArrayDataset]:
@@ -45,12 +45,17 @@ class ImageFolder(Dataset):
     """Images in one folder per class: `root/CLASS/.../name.png`. Sample i is (transform(image), class index).
 
     classes: the folders' names, sorted. class_to_idx: their indices. samples: (path, index) in sorted order. Images are
-    opened as RGB. Raises FileNotFoundError where `root` is missing and ValueError where it has no class folders, or a
-    class has no images (they end in one of IMAGE_SUFFIXES).
+    opened as RGB, each time anew (`open_dataset("folder", ...)` decodes once, also from archives). Raises
+    FileNotFoundError where `root` is missing and ValueError where it has no class folders, or a class has no images
+    (they end in one of IMAGE_SUFFIXES).
     """
 
     def __init__(self, root: str | Path, transform: Callable[[Any], Any] | None = None):
         self.root, self.transform = Path(root), transform
+        if self.root.is_file() and is_archive(self.root):
+            raise ValueError(
+                f"ImageFolder reads folders; open the archive {str(root)!r} with open_dataset('folder', ...)"
+            )
         if not self.root.is_dir():
             raise FileNotFoundError(f"ImageFolder: there is no folder {str(root)!r}")
         self.classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
@@ -70,19 +75,6 @@ class ImageFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-
-def open_image(path: str | Path) -> Any:
-    """The image file as an RGB PIL image. Raises ValueError naming a file that is not an image or is cut off."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
 
 
 def _images(folder: Path) -> list[Path]:

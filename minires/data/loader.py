@@ -1,34 +1,41 @@
-"""Batches of a data set, shuffled, in order, made ahead of time by threads if asked."""
+"""Batches of a data set, shuffled, in order, made ahead of time by threads or processes if asked."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ..engine import Tensor
+from .collate import BatchMaker
+from .randomness import SHUFFLE
 from .randomness import generator as current_generator
-from .randomness import keyed
-
-_SHUFFLE, _SAMPLE = 0, 1  # the last word of a generator's key: what it is for
-_AHEAD = 2  # batches in the making per worker
+from .workers import Task, WorkerPool
 
 
 class DataLoader:
     """Iterate over batches of `dataset`, each collated into tensors: `for images, labels in loader`.
 
     batch_size: samples per batch; the last one may be smaller unless `drop_last`. shuffle: a new order every epoch, a
-    function of (seed, epoch) alone. num_workers: threads that make batches ahead of time; order and content do not
-    depend on it (decoding and NumPy release the interpreter, so threads suffice). collate_fn: turns a list of samples
-    into a batch (`default_collate`); a data set with a method `batch` is asked for whole batches unless it is given.
-    generator: an int seed, or a `numpy.random.Generator` that one is drawn from; None draws one from the default
-    generator (`minires.manual_seed`). pin_memory: taken for the sake of scripts written for PyTorch; it changes
-    nothing. Raises ValueError for sizes below 1.
+    function of (seed, epoch) alone. collate_fn: turns a list of samples into a batch (`default_collate`); a data set
+    with a method `batch` is asked for whole batches unless it is given. batch_transform: called with the fields of
+    every batch, such as `transforms.MixUp`; what it returns is the batch. generator: an int seed from 0, or a
+    `numpy.random.Generator` that one is drawn from; None draws one from the default generator (`minires.manual_seed`).
+    pin_memory: taken for the sake of scripts written for PyTorch; it changes nothing.
 
-    The epoch counts up with every pass; `set_epoch` sets it, to repeat or to resume.
+    num_workers: how many make batches ahead of time, each up to `prefetch_factor` of them; 0: the loop itself does.
+    workers: "thread" (decoding and NumPy release the interpreter, so threads mostly suffice) or "process", for
+    transforms that are slow in Python: spawned processes, which get a pickled copy of the data set when they start
+    (half a second) and of which only `persistent_workers` outlive the epoch. Order and content of the batches depend
+    on none of these, to the bit: every random number is keyed by (seed, epoch, index).
+
+    Where a run stands is `loader.state`, the (epoch, batch) that comes next; `loader.iterate(epoch, start=batch)`
+    goes on from there with the very batches that the uninterrupted loop would have seen, without making the earlier
+    ones. `for batch in loader` counts the epochs itself; `set_epoch` sets the next one, to repeat or to resume.
+
+    Raises ValueError for sizes out of range, and RuntimeError where a worker process dies.
     """
 
     def __init__(
@@ -38,115 +45,131 @@ class DataLoader:
         shuffle: bool = False,
         *,
         num_workers: int = 0,
+        workers: Literal["thread", "process"] = "thread",
+        prefetch_factor: int = 2,
+        persistent_workers: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        batch_transform: Callable[..., Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
         generator: int | np.random.Generator | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"DataLoader: batch_size={batch_size} must be at least 1")
-        if num_workers < 0:
-            raise ValueError(f"DataLoader: num_workers={num_workers} must be at least 0")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"DataLoader: {name}={value} must be at least {least}")
+        if prefetch_factor < 1:
+            raise ValueError(f"DataLoader: prefetch_factor={prefetch_factor} must be at least 1")
+        if workers not in ("thread", "process"):
+            raise ValueError(f"DataLoader: workers={workers!r} must be 'thread' or 'process'")
         if shuffle and len(dataset) == 0:
             raise ValueError("DataLoader: shuffle=True of an empty data set; give it at least one sample")
         self.dataset, self.batch_size, self.shuffle, self.drop_last = dataset, batch_size, shuffle, drop_last
-        self.num_workers, self.collate_fn, self.pin_memory = num_workers, collate_fn, pin_memory
+        self.num_workers, self.workers, self.prefetch_factor = num_workers, workers, prefetch_factor
+        self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        self.collate_fn, self.batch_transform = collate_fn, batch_transform
         if isinstance(generator, (int, np.integer)):
             self.seed = int(generator)
         else:
             self.seed = int((current_generator() if generator is None else generator).integers(2**63))
+        if self.seed < 0:
+            raise ValueError(f"DataLoader: generator={self.seed} must be a seed from 0, or a numpy.random.Generator")
         self.epoch = 0
+        self._start = 0
+        self._state = (0, 0)
+        self._idle: WorkerPool | None = None  # processes between two epochs
 
     def __len__(self) -> int:
         """Batches per epoch."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next pass is, from 0."""
-        self.epoch = epoch
+    @property
+    def state(self) -> tuple[int, int]:
+        """(epoch, batch) of the batch that follows the last one given out; (epoch + 1, 0) after the last of an epoch.
+
+        Batches that workers have prepared but the loop has not seen do not count. `set_epoch(*state)` resumes there.
+        """
+        return self._state
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The epoch that the next `for batch in loader` is, from 0, and the batch that it begins with."""
+        self._check(epoch, start)
+        self.epoch, self._start = epoch, start
+        self._state = (epoch, start)
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples' indices in the order of that epoch, (len(dataset),) int64."""
         n = len(self.dataset)
         if not self.shuffle:
             return np.arange(n)
-        return np.random.default_rng((self.seed, epoch, _SHUFFLE)).permutation(n)
+        return np.random.default_rng((self.seed, epoch, SHUFFLE)).permutation(n)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        order = self.order(epoch)
-        chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+        epoch, start = self.epoch, self._start
+        self.epoch, self._start = epoch + 1, 0
+        return self.iterate(epoch, start)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch (from 0) from number `start` on: the last `len(self) - start` of that epoch.
+
+        They are the same, to the bit, as those that a pass over the whole epoch gives at those places. start may be
+        len(self): nothing is left. The count of `for batch in loader` is not touched. Raises ValueError for an epoch or
+        start out of range.
+        """
+        self._check(epoch, start)
+        order, size = self.order(epoch), self.batch_size
+        tasks = [(epoch, step, order[step * size : (step + 1) * size]) for step in range(start, len(self))]
+        self._state = (epoch, start)
+        return self._counted(epoch, start, self._batches(tasks))
+
+    def close(self) -> None:
+        """End the processes that `persistent_workers` keeps; the next pass starts new ones."""
+        pool, self._idle = self._idle, None
+        if pool is not None:
+            pool.close()
+
+    def _check(self, epoch: int, start: int) -> None:
+        if epoch < 0:
+            raise ValueError(f"DataLoader: epoch={epoch} must be at least 0")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"DataLoader: start={start} must be from 0 to {len(self)}, the batches of an epoch")
+
+    def _counted(self, epoch: int, start: int, batches: Iterator[Any]) -> Iterator[Any]:
+        for step, batch in enumerate(batches, start + 1):
+            self._state = (epoch, step) if step < len(self) else (epoch + 1, 0)
+            yield batch
+
+    def _batches(self, tasks: list[Task]) -> Iterator[Any]:
+        maker = BatchMaker(self.dataset, self.seed, self.collate_fn, self.batch_transform)
         if self.num_workers == 0:
-            return (self._make(epoch, step, chunk) for step, chunk in enumerate(chunks))
-        return self._prefetched(epoch, chunks)
+            return (maker.make(*task) for task in tasks)
+        if self.workers == "thread":
+            return _by_threads(maker, tasks, self.num_workers, self.prefetch_factor)
+        return self._by_processes(maker, tasks)
 
-    def _prefetched(self, epoch: int, chunks: list[np.ndarray]) -> Iterator[Any]:
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="DataLoader")
-        pending: deque[Future] = deque()
+    def _by_processes(self, maker: BatchMaker, tasks: list[Task]) -> Iterator[Any]:
+        pool, self._idle = self._idle, None  # a second loop at the same time gets processes of its own
+        whole = False
         try:
-            for step, chunk in enumerate(chunks):
-                pending.append(pool.submit(self._make, epoch, step, chunk))
-                if len(pending) > _AHEAD * self.num_workers:
-                    yield pending.popleft().result()
-            while pending:
+            pool = pool or WorkerPool(maker, self.num_workers)
+            yield from pool.run(tasks, self.prefetch_factor)
+            whole = True
+        finally:  # also where the loop over the loader is left early: workers may be in the middle of something
+            if whole and self.persistent_workers and self._idle is None:
+                self._idle = pool
+            elif pool is not None:
+                pool.close()
+
+
+def _by_threads(maker: BatchMaker, tasks: Iterable[Task], count: int, ahead: int) -> Iterator[Any]:
+    pool = ThreadPoolExecutor(count, thread_name_prefix="DataLoader")
+    pending: deque[Future] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(maker.make, *task))
+            if len(pending) > ahead * count:
                 yield pending.popleft().result()
-        finally:  # also where the loop over the loader is left early
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _make(self, epoch: int, step: int, indices: np.ndarray) -> Any:
-        if self.collate_fn is None and hasattr(self.dataset, "batch"):
-            with keyed(self.seed, epoch, step, _SAMPLE):
-                return _as_tensors(self.dataset.batch(indices))
-        samples = []
-        for index in indices.tolist():
-            with keyed(self.seed, epoch, index, _SAMPLE):
-                samples.append(self.dataset[index])
-        return (self.collate_fn or default_collate)(samples)
-
-
-def default_collate(samples: Sequence[Any]) -> Any:
-    """Stack samples into a batch, field by field.
-
-    Arrays and tensors are stacked along a new first axis (images (C, H, W) so that the batch lies channels-last in
-    memory, as the kernels read it), ints become an int64 tensor and floats a float64 one as in PyTorch, strings a
-    list; tuples and lists become a list of fields, dicts a dict of them. Raises TypeError for anything else and
-    ValueError for unequal shapes.
-    """
-    first = samples[0]
-    if isinstance(first, (Tensor, np.ndarray)):
-        return Tensor(_stack([s.array if isinstance(s, Tensor) else s for s in samples]))
-    if isinstance(first, (bool, int, float, np.generic)):
-        return Tensor(np.array(samples))
-    if isinstance(first, str):
-        return list(samples)
-    if isinstance(first, dict):
-        return {key: default_collate([s[key] for s in samples]) for key in first}
-    if isinstance(first, (tuple, list)):
-        if len({len(s) for s in samples}) > 1:
-            raise ValueError(f"a batch needs samples of as many fields each, not {sorted({len(s) for s in samples})}")
-        return [default_collate(field) for field in zip(*samples, strict=True)]
-    raise TypeError(
-        f"DataLoader cannot stack a {type(first).__name__}; make it an array (images: transforms.ToTensor()) "
-        "or pass collate_fn"
-    )
-
-
-def _stack(arrays: list[Any]) -> Any:
-    shapes = {a.shape for a in arrays}
-    if len(shapes) > 1:
-        raise ValueError(f"a batch needs samples of one shape, not {sorted(shapes)}; add Resize or a crop")
-    if isinstance(arrays[0], np.ndarray):
-        if arrays[0].ndim == 3:  # (C, H, W) -> memory (N, H, W, C)
-            return np.stack([a.transpose(1, 2, 0) for a in arrays]).transpose(0, 3, 1, 2)
-        return np.stack(arrays)
-    batch = arrays[0][None].repeat(len(arrays), 0)  # CuPy, by the methods that its arrays share with NumPy's
-    for i, a in enumerate(arrays):
-        batch[i] = a
-    return batch
-
-
-def _as_tensors(batch: Any) -> Any:
-    if isinstance(batch, (tuple, list)):
-        return [_as_tensors(field) for field in batch]
-    return batch if isinstance(batch, Tensor) else Tensor(batch)
+        while pending:
+            yield pending.popleft().result()
+    finally:  # also where the loop over the loader is left early
+        pool.shutdown(wait=True, cancel_futures=True)
