@@ -97,6 +97,8 @@ def _check_end(stream: IO[bytes], offset: int) -> None:
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):
         raise EOFError(f"it ends, or cannot be read, after {offset} bytes")
+    while stream.read(1 << 20):  # to the very end, where gzip and xz keep the checksum of what was unpacked
+        pass
 
 
 def _zip_members(path: Path, largest: int) -> Iterator[Member]:
