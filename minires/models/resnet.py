@@ -145,7 +145,8 @@ class ResNet(nn.Module):
         """Trade time for memory: keep only the input of every block for backward, which runs the block again.
 
         True or 1: of every block; n: of every n-th block of a layer (n blocks are then made again at a time;
-        ResNet-1202 needs least memory near 10); False or 0: keep everything. Gradients are the same bit for bit (`nn.checkpoint`).
+        ResNet-1202 needs least memory near 10); False or 0: keep everything. Gradients are the same bit for bit
+        (`nn.checkpoint`).
         """
         return getattr(self, self.layer_names[0]).segment
 

@@ -88,9 +88,9 @@ def _again(ctx: Any) -> Vertex | None:
 
 def _attached(array: Any, vertex: Vertex | None) -> Tensor | None:
     """The input as it was: in its place in the graph."""
-    if array is None or isinstance(vertex, Tensor):
+    if isinstance(vertex, Tensor):
         return vertex
-    return Tensor(array, vertex is not None, vertex)
+    return None if array is None else Tensor(array, vertex is not None, vertex)
 
 
 def _modes(modules: Sequence[Module]) -> list[bool]:
