@@ -16,6 +16,7 @@ import errno
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def open_writers(folder: str | Path, tensorboard: bool = False) -> Writers:
     any file is made; OSError where a file cannot be written.
     """
     if tensorboard:
-        _tensorboard_writer()
+        tensorboard_writer()
     return Writers(Path(folder), tensorboard)
 
 
@@ -92,7 +93,7 @@ class Writers:
         self.close()
         if self._tensorboard:  # its files can only grow: they are written anew
             shutil.rmtree(self._events, ignore_errors=True)
-            self._board = _tensorboard_writer()(str(self._events))
+            self._board = tensorboard_writer()(str(self._events))
             for row in rows:
                 self._show(row)
 
@@ -140,6 +141,7 @@ def _append(path: Path, text: str) -> None:
         try:
             if (written := file.write(data)) != len(data):
                 raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes fitted", str(path))
+            os.fsync(file.fileno())  # a checkpoint that counts on the row comes next
         except OSError:
             file.truncate(end)
             raise
@@ -151,7 +153,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _tensorboard_writer() -> Any:
+def tensorboard_writer() -> Any:
+    """The class that writes TensorBoard's files. RuntimeError saying what to install where it is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
