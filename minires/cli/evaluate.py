@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from .values import Whole
+
 
 def evaluate(
     run: str,
@@ -18,8 +20,8 @@ def evaluate(
     dataset: str | None = None,
     data_dir: str | None = None,
     device: str | None = None,
-    threads: int | None = None,
-    workers: int | None = None,
+    threads: Whole | None = None,
+    workers: Whole | None = None,
 ) -> int:
     """Accuracy, loss and confusion of a trained network on its test images.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ..train.recipe import FLAGS, Recipe, load_recipe
+from .values import whole
 
 _KINDS = typing.get_type_hints(Recipe)
 _ALIASES = {"dataset": ("--dataset", "--data")}
@@ -18,7 +19,11 @@ _ALIASES = {"dataset": ("--dataset", "--data")}
 def _flag(field: dataclasses.Field) -> tuple[str, Any, Any]:
     """A field of the recipe as a flag that is None unless given, so that the recipe file decides it."""
     about = Parameter(
-        name=_ALIASES.get(field.name), help=field.metadata["help"], negative_iterable=(), consume_multiple=True
+        name=_ALIASES.get(field.name),
+        help=field.metadata["help"],
+        negative_iterable=(),
+        consume_multiple=True,
+        converter=whole if _KINDS[field.name] is int else None,
     )
     return field.name, Annotated[_KINDS[field.name] | None, about], dataclasses.field(default=None)
 

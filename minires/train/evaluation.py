@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ def evaluate_run(
     try:
         model.load_state_dict(state)
     except ValueError as error:
-        raise ValueError(f"{where} does not fit the recipe: {error}") from error
+        why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
+        raise ValueError(f"{where} does not fit the recipe: {why}") from error
     model.to(device)
     order = ([t.to(device) for t in batch] for batch in batches(make_loader(recipe, images.test, _BATCH, False), 0))
     found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
@@ -184,7 +186,7 @@ def _load(folder: Path, weights: Weights, note: Callable[[str], Any]) -> tuple[P
         try:
             return path, load(path)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); try --weights last") from error
+            raise ValueError(f"{path} is damaged ({error.__cause__ or error}); try --weights last") from error
     kept = Checkpoints(folder / "checkpoints")
     path, checkpoint = _newest(kept, note)
     average = any(name.startswith("ema/") for name in checkpoint.arrays)

@@ -32,9 +32,18 @@ class RunFolder:
         path = Path(recipe.out) if recipe.out else _unused(f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(f"out={recipe.out!r} is not empty; a run wants a new or an empty folder")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file is there, or nothing may be written
+            raise OSError(f"out={str(path)!r}: no folder can be made there ({error.strerror}); give another") from error
         folder = cls(path, recipe.keep)
-        folder.write_recipe(recipe)
+        try:
+            folder.write_recipe(recipe)
+        except OSError:  # a full disk
+            folder.close()
+            with contextlib.suppress(OSError):
+                path.rmdir()  # it is empty
+            raise
         return folder
 
     @classmethod
