@@ -59,28 +59,28 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, r
 
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Filled with 0."""
-    return _made(np.zeros(numbers(size), dtype or _FLOAT), None, device, requires_grad)
+    return _made(np.zeros(_sizes(size), dtype or _FLOAT), None, device, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Filled with 1."""
-    return _made(np.ones(numbers(size), dtype or _FLOAT), None, device, requires_grad)
+    return _made(np.ones(_sizes(size), dtype or _FLOAT), None, device, requires_grad)
 
 
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Not filled: whatever the memory held."""
-    return _made(np.empty(numbers(size), dtype or _FLOAT), None, device, requires_grad)
+    return _made(np.empty(_sizes(size), dtype or _FLOAT), None, device, requires_grad)
 
 
 def randn(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Drawn from the normal distribution with mean 0 and variance 1."""
-    values = default_generator.standard_normal(numbers(size), _drawn(dtype))
+    values = default_generator.standard_normal(_sizes(size), _drawn(dtype))
     return _made(values, dtype, device, requires_grad)
 
 
 def rand(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Drawn evenly from [0, 1)."""
-    return _made(default_generator.random(numbers(size), _drawn(dtype)), dtype, device, requires_grad)
+    return _made(default_generator.random(_sizes(size), _drawn(dtype)), dtype, device, requires_grad)
 
 
 def randint(low: int, high: Any, size: Any = None, *, dtype: Any = None, device: Any = None) -> Tensor:
@@ -144,6 +144,14 @@ def randn_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires
 def _drawn(dtype: Any) -> Any:
     """The dtype in which to draw: NumPy draws float32 and float64."""
     return np.float64 if dtype is not None and np.dtype(dtype) == np.float64 else np.float32
+
+
+def _sizes(size: tuple) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` alike; ValueError for a negative size."""
+    sizes = numbers(size)
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"size {tuple(sizes)} has a negative number: sizes count from 0")
+    return sizes
 
 
 def _made(array: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:

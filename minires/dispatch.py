@@ -40,10 +40,10 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
         return _named(problem, _chosen[problem], candidates)
     if _autotune or _measured:
         key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(params))
-        if key not in _measured and _autotune:
+        if _autotune and _measured.get(key) not in candidates:
             rivals = [k for k in candidates if k.step > 0] or candidates  # the definition may take minutes
             _measured[key] = min(rivals, key=lambda k: _time(k, arrays, params))
-        if key in _measured:
+        if _measured.get(key) in candidates:
             return _measured[key]
     return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
 
@@ -78,6 +78,24 @@ def autotune() -> Iterator[None]:
         _autotune = saved
 
 
+def plan() -> list[list[Any]]:
+    """What `autotune` measured, as JSON can hold it: [problem, device, shapes and dtypes, parameters, kernel] each."""
+    return [[*key, kernel.name] for key, kernel in _measured.items()]
+
+
+def restore_plan(entries: list[Any]) -> list[str]:
+    """Choose as in a `plan`: the same kernels at the same shapes. Returns the names of kernels that there are not."""
+    missing = []
+    for *key, name in entries:
+        problem, device = key[:2]
+        found = [k for k in registry.kernels(problem, device) if k.name == name]
+        if found:
+            _measured[_tuples(key)] = found[0]
+        else:
+            missing.append(f"{problem}: {name}")
+    return missing
+
+
 @contextlib.contextmanager
 def observe(callback: Callable[[Any], None]) -> Iterator[None]:
     """Within it, `callback(kernel)` is called with every kernel that `run` chooses (`TraceHook`)."""
@@ -108,4 +126,10 @@ def _time(kernel: Any, arrays: tuple, params: dict, repeats: int = 3) -> float:
 
 
 def _frozen(params: dict) -> tuple:
-    return tuple(sorted((name, str(value)) for name, value in params.items()))
+    """Parameters as a key; without floats (a learning rate): they do not change how long a kernel takes."""
+    return tuple(sorted((name, str(value)) for name, value in params.items() if not isinstance(value, float)))
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON makes of tuples, as tuples again."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 import tomllib
 
@@ -11,14 +12,18 @@ import pytest
 from PIL import Image
 
 import minires
+from minires import nn
 from minires.data import ArrayDataset, DataLoader
 from minires.models import create_model
 from minires.optim import SGD
+from minires.serialization import write_atomically
 from minires.train import Diverged, Recipe, evaluate, load_recipe, train
-from minires.train.images import open_images
+from minires.train.images import Cutout, mixed, open_images
 from minires.train.metrics import Mean, Stopwatch
-from minires.train.run_folder import write_atomically
+from minires.train.optimizers import make_optimizer
+from minires.train.recipe import SHIPPED
 from minires.train.schedule import make_schedule
+from minires.train.step import TrainStep
 
 QUICK = load_recipe("digits", {"image_size": 8, "epochs": 2, "batch_size": 128, "threads": 1})
 
@@ -29,6 +34,43 @@ def test_shipped_recipe_is_the_default():
     recipe = load_recipe()
     assert recipe.name == "digits" and recipe.model == "resnet20" and recipe.dataset == "digits"
     assert recipe == load_recipe("digits")
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_say_what_to_expect(path):
+    recipe = load_recipe(path.stem)
+    assert recipe.name == path.stem
+    assert recipe.expected.startswith("not measured") or "minires train" in recipe.expected
+    assert load_recipe(path.stem, {"workers": 3, "keep": 5}).expected == recipe.expected
+    assert load_recipe(path.stem, {"seed": 1}).expected == ""  # measured with other flags: it is said no longer
+    create_model(recipe.model, **({"stem": recipe.stem} if recipe.stem else {}))
+
+
+def test_the_paper_s_recipe_is_the_paper_s():
+    recipe = load_recipe("he2015-cifar10")
+    optimizer = make_optimizer(recipe, create_model("resnet20"))
+    lr = make_schedule(recipe, optimizer, recipe.steps)
+    rates = {step: lr.lrs_at(step)[0] for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)}
+    assert [round(rate, 9) for rate in rates.values()] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert recipe.steps <= recipe.epochs * (50_000 // recipe.batch_size)
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+def test_optimizers_and_their_groups(kind):
+    model = create_model("resnet20")
+    recipe = Recipe(optimizer=kind, lr=0.5, weight_decay=0.25, decay_norm=False)
+    optimizer = make_optimizer(recipe, model)
+    assert type(optimizer).__name__.lower() == kind
+    weights, vectors = optimizer.param_groups
+    assert (weights["weight_decay"], vectors["weight_decay"], weights["lr"], vectors["lr"]) == (0.25, 0, 0.5, 0.5)
+    assert {p.ndim for p in weights["params"]} == {2, 4} and {p.ndim for p in vectors["params"]} == {1}
+    assert len(weights["params"]) + len(vectors["params"]) == len(list(model.parameters()))
+    if kind == "lars":
+        assert (weights["trust"], vectors["trust"]) == (1e-3, None)
+    (group,) = make_optimizer(dataclasses.replace(recipe, decay_norm=True), model).param_groups
+    assert group["weight_decay"] == 0.25
 
 
 def test_recipe_survives_toml(tmp_path):
@@ -60,6 +102,9 @@ def test_fields_are_judged_with_the_flags_in_place(tmp_path):
         ("schedule = 'step'", ValueError, "schedule='step' must be one of 'one_cycle', 'cosine', 'multistep'"),
         ("milestones = [0.9, 0.5]", ValueError, "must be rising fractions"),
         ("milestones = 3", TypeError, "milestones=3 must be a list of numbers"),
+        ("accumulate = 5", ValueError, "accumulate=5 must divide batch_size=64"),
+        ("ema = 1", ValueError, "ema=1.0 must be from 0 to below 1"),
+        ("optimizer = 'lamb'", ValueError, "optimizer='lamb' must be one of 'sgd', 'adamw', 'lars'"),
         ("momentum = 0", ValueError, "nesterov=True needs momentum above 0"),
         ("learning_rate = 0.1", ValueError, "unknown key 'learning_rate'"),
         ("epoch = 3", ValueError, "unknown key 'epoch'; did you mean 'epochs'?"),
@@ -77,7 +122,9 @@ def test_recipe_errors_name_file_and_key(tmp_path, text, error, says):
 
 
 def test_missing_recipe_names_the_shipped_ones():
-    with pytest.raises(FileNotFoundError, match=r"neither a shipped one \(digits\) nor a TOML file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a shipped one \(cifar10-94, .*digits, he2015-cifar10\) nor a TOML file"
+    ):
         load_recipe("digit")
 
 
@@ -93,7 +140,7 @@ def test_schedule_over_the_run(schedule, expected):
     recipe = Recipe(epochs=10, lr=2.0, warmup=0.1, schedule=schedule)
     optimizer = SGD(create_model("resnet20").parameters(), 2.0, momentum=0.9)
     rates = []
-    lr = make_schedule(recipe, optimizer, steps_per_epoch=10)
+    lr = make_schedule(recipe, optimizer, steps=100)
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         lr.step()
@@ -147,7 +194,9 @@ def run(tmp_path_factory):
 def test_run_folder(run):
     summary, folder, steps, epochs, notes = run
     assert {p.name for p in folder.iterdir()} == {
+        "checkpoints",
         "curves.png",
+        "metrics.csv",
         "metrics.jsonl",
         "model.safetensors",
         "recipe.toml",
@@ -252,7 +301,7 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda format: "20260101-000000")
-    paths = [str(RunFolder(QUICK).path) for _ in range(3)]
+    paths = [str(RunFolder.new(QUICK).path) for _ in range(3)]
     assert paths == [f"runs/digits-20260101-000000{end}" for end in ("", "-2", "-3")]
 
 
@@ -263,17 +312,136 @@ def test_divergence_names_op_and_module(tmp_path):
         train(dataclasses.replace(QUICK, lr=1e30, warmup=0.0, out=str(tmp_path / "out")))
 
 
-def test_interrupted_run_keeps_the_weights_of_its_last_whole_epoch(tmp_path):
-    def interrupt(step):
-        if step.step == 13:
-            raise KeyboardInterrupt
+def test_divergence_in_backward_is_named_and_changes_no_weight(tmp_path, monkeypatch):
+    """The loss is finite, a gradient is not: the op, its module and the direction are named."""
+    from minires.ops.pooling import AvgPool2d
 
-    notes = []
-    with pytest.raises(KeyboardInterrupt):
-        train(dataclasses.replace(QUICK, out=str(tmp_path / "out")), on_step=interrupt, on_note=notes.append)
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"recipe.toml", "metrics.jsonl", "model.safetensors"}
-    assert notes == [f"interrupted; the weights after 1 epochs are in {tmp_path / 'out'}"]
+    model = create_model("resnet20", in_channels=1)
+    step = TrainStep(QUICK, model, make_optimizer(QUICK, model))
+    x, labels = minires.randn(4, 1, 8, 8), minires.tensor([0, 1, 2, 3])
+    step(1, x, labels)
+    before = {name: tensor.array.copy() for name, tensor in model.named_parameters()}
+    true = AvgPool2d.backward
+    monkeypatch.setattr(AvgPool2d, "backward", staticmethod(lambda ctx, dy: true(ctx, dy) * np.inf))
+    with np.errstate(all="ignore"), pytest.raises(Diverged) as caught:
+        step(2, x, labels)
+    assert re.search(
+        r"norm of the gradient is (nan|inf) in step 2: backward: .*AvgPool2d in avgpool", str(caught.value)
+    )
+    assert all(np.array_equal(before[name], tensor.array) for name, tensor in model.named_parameters())
+
+
+def test_divergence_writes_nothing_over_the_last_good_weights(tmp_path, monkeypatch):
+    real, seen, notes = TrainStep._gradients, {}, []
+    folder = tmp_path / "out"
+
+    def poisoned(self, images, targets):
+        if (folder / "checkpoints" / "step-00000011.safetensors").exists():
+            if not seen:
+                seen.update({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+            images = minires.tensor(np.full(images.shape, np.nan, np.float32))
+        return real(self, images, targets)
+
+    monkeypatch.setattr(TrainStep, "_gradients", poisoned)
+    with pytest.raises(Diverged, match=r"in step 12: forward: .*Conv2d in conv1 .*already input 0"):
+        train(dataclasses.replace(QUICK, out=str(folder)), on_note=notes.append)
+    assert seen == {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} and "metrics.jsonl" in seen
+    assert notes == [f"diverged; the checkpoint of step 11 is in {folder}"]
+
+
+def test_accumulated_parts_make_the_whole_gradient(tmp_path):
+    """Without batch normalisation's statistics in between, two halves are the whole."""
+    x, labels = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32), np.arange(8) % 3
+    weights = []
+    for parts in (1, 2, 4):
+        minires.manual_seed(0)
+        model = nn.Linear(5, 3)
+        recipe = Recipe(accumulate=parts, batch_size=8, label_smoothing=0.1)
+        loss, outputs = TrainStep(recipe, model, make_optimizer(recipe, model))(
+            1, minires.tensor(x), minires.tensor(labels)
+        )
+        assert len(outputs) == parts and sum(map(len, outputs)) == 8
+        weights.append((loss, model.weight.array.copy()))
+    for loss, weight in weights[1:]:
+        assert loss == pytest.approx(weights[0][0], rel=1e-6)
+        np.testing.assert_allclose(weight, weights[0][1], rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(weights[0][1], minires.zeros(3, 5).array)
+
+
+def test_gradients_are_clipped():
+    model = nn.Linear(5, 3)
+    recipe = Recipe(clip=1e-3, lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, batch_size=4)
+    before = [p.array.copy() for p in model.parameters()]
+    TrainStep(recipe, model, make_optimizer(recipe, model))(1, minires.randn(4, 5), minires.tensor([0, 1, 2, 0]))
+    moved = math.sqrt(sum(float(((p.array - b) ** 2).sum()) for p, b in zip(model.parameters(), before, strict=True)))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_every_part_of_a_recipe_together(tmp_path):
+    recipe = dataclasses.replace(
+        QUICK,
+        **{"val": 300, "mixup": 0.2, "cutout": 2, "ema": 0.9, "recalibrate": True, "checkpoint_blocks": True},
+        **{"optimizer": "adamw", "lr": 0.01, "decay_norm": False, "clip": 1.0, "accumulate": 2, "eval_every": 2},
+        **{"normalize": "pixel_mean", "epochs": 3, "out": str(tmp_path / "out")},
+    )
+    epochs = []
+    summary = train(recipe, on_epoch=epochs.append)
+    assert [e.test_accuracy is None for e in epochs] == [True, False, False]  # every second one, and the last
+    assert summary.train_images == 1137 and summary.test_images == 360
+    assert summary.test_accuracy > 0.5 and summary.best_step in (16, 24)
+    model = create_model("resnet20", num_classes=10, in_channels=1)
+    model.load_state_dict(minires.load(tmp_path / "out" / "model.safetensors"))
+    assert evaluate(model, DataLoader(open_images(recipe).test, 100)).accuracy == summary.test_accuracy
+
+
+def test_a_number_of_steps_may_end_within_an_epoch(tmp_path):
+    epochs = []
+    summary = train(dataclasses.replace(QUICK, steps=13, out=str(tmp_path / "out")), on_epoch=epochs.append)
+    assert summary.steps == 13 and [e.step for e in epochs] == [11, 13] and epochs[-1].lr < 1e-6
+
+
+def test_held_out_images_are_no_training_images():
+    images = open_images(dataclasses.replace(QUICK, val=400))
+    train_rows, held_out = ({row.tobytes() for row in data.arrays[0]} for data in (images.train, images.held_out))
+    assert (len(images.train), len(images.held_out), len(images.test)) == (1037, 400, 360)
+    assert len(train_rows & held_out) <= 2  # the data set has a few images twice
+    other_seed = open_images(dataclasses.replace(QUICK, val=400, seed=5))
+    np.testing.assert_array_equal(other_seed.held_out.arrays[0], images.held_out.arrays[0])
+    with pytest.raises(ValueError, match="val=1437 leaves nothing"):
+        open_images(dataclasses.replace(QUICK, val=1437))
+
+
+def test_pixel_mean_is_subtracted_and_nothing_else():
+    images = open_images(dataclasses.replace(QUICK, normalize="pixel_mean"))
+    assert images.mean_image is not None
+    x, y = images.test.arrays[0], images.test.batch(range(360))[0]
+    np.testing.assert_array_equal(y, x - images.mean_image)
+    assert images.mean_image.std() > 0.1
+
+
+def test_mixup_mixes_images_and_targets_alike():
+    x = np.eye(6, dtype=np.float32)[:, :, None, None]  # image i shows its own number
+    images, targets = mixed(minires.tensor(x), minires.arange(6), 6, 0.5, (0, 1, 2))
+    np.testing.assert_array_equal(images.array[:, :, 0, 0], targets.array)
+    np.testing.assert_allclose(targets.array.sum(1), 1, rtol=1e-6)
+    share = targets.array.max(1).min()  # of the larger part; an image may be mixed with itself
+    assert 0.5 <= share < 1 and set(np.round(targets.array, 5).ravel()) <= set(
+        np.round(np.float32([0, 1 - share, share, 1]), 5)
+    )
+    again, _ = mixed(minires.tensor(x), minires.arange(6), 6, 0.5, (0, 1, 2))
+    np.testing.assert_array_equal(again.array, images.array)
+    other, _ = mixed(minires.tensor(x), minires.arange(6), 6, 0.5, (0, 1, 3))
+    assert not np.array_equal(other.array, images.array)
+
+
+def test_cutout_blanks_a_square():
+    x = np.ones((200, 3, 8, 8), np.float32)
+    y = Cutout(4)(x)
+    blank = (y == 0).sum((2, 3))
+    assert (blank == blank[:, :1]).all() and blank.max() == 16 and blank.min() >= 4  # cut by the border at times
+    assert len({row.tobytes() for row in y}) > 20
+    one = Cutout(4)(minires.tensor(x[0]))
+    assert one.shape == (3, 8, 8) and 4 <= (one.array == 0).sum() / 3 <= 16
 
 
 def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command `minires`: train, info, kernels.
+"""The command `minires`: train, evaluate, info, kernels.
 
 Errors of use are one line and exit code 2; `--debug` adds the traceback.
 """
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from ..train.interrupt import Interrupted
+from .evaluate import evaluate
 from .info import info
 from .train import train
 
@@ -28,6 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(train)
+app.command(evaluate)
 app.command(info)
 app.command("minires.cli.kernels:app", name="kernels", help="List the registered kernels, or check some.")
 
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
+    except Interrupted as stop:
+        return _fail(str(stop), stop.exit_code)
     except BrokenPipeError:  # `minires info | head -1`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         return EXIT_PIPE

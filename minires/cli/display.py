@@ -39,10 +39,12 @@ class LineDisplay:
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch is done."""
+        test = ""
+        if epoch.test_loss is not None and epoch.test_accuracy is not None:
+            test = f"{_judged(self.recipe)} loss {epoch.test_loss:.4f}  accuracy {epoch.test_accuracy:.2%}  "
         self.note(
             f"epoch {epoch.epoch}/{self.recipe.epochs}  "
-            f"train loss {epoch.train_loss:.4f}  accuracy {epoch.train_accuracy:.2%}  "
-            f"test loss {epoch.test_loss:.4f}  accuracy {epoch.test_accuracy:.2%}  "
+            f"train loss {epoch.train_loss:.4f}  accuracy {epoch.train_accuracy:.2%}  {test}"
             f"{epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
         )
 
@@ -54,6 +56,7 @@ class BarDisplay(LineDisplay):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__(recipe)
+        self.started = False
         text = "{task.fields[loss]}  {task.fields[train]}  {task.fields[test]}  {task.fields[speed]}"
         columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn(text), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True)
@@ -74,9 +77,10 @@ class BarDisplay(LineDisplay):
 
     def step(self, step: Step) -> None:
         """A step is done."""
-        if step.step == 1:  # the clock of the time left starts after compilation
+        if not self.started:  # the clock of the time left starts after compilation
+            self.started = True
             self.progress.start_task(self.task)
-            self.progress.update(self.task, total=step.steps - 1)
+            self.progress.update(self.task, total=step.steps - step.step)
             return
         self.progress.update(
             self.task,
@@ -89,7 +93,13 @@ class BarDisplay(LineDisplay):
 
     def epoch(self, epoch: Epoch) -> None:
         """An epoch is done."""
-        self.progress.update(self.task, test=f"test {epoch.test_accuracy:.1%}")
+        if epoch.test_accuracy is not None:
+            self.progress.update(self.task, test=f"{_judged(self.recipe)} {epoch.test_accuracy:.1%}")
+
+
+def _judged(recipe: Recipe) -> str:
+    """What the held-out images of an epoch are called."""
+    return "val" if recipe.val else "test"
 
 
 def make_display(recipe: Recipe) -> LineDisplay:

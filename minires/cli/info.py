@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .values import Whole
 
-def info(model: str | None = None, /, *, image_size: int | None = None, batch: int = 1) -> None:
+
+def info(model: str | None = None, /, *, image_size: Whole | None = None, batch: Whole = 1) -> None:
     """List a network's layers: output shape, parameters, multiply-adds, bytes saved for backward.
 
     Parameters

@@ -26,7 +26,7 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
     registry = _registry()
     rows = [(k.problem.name, k.device, str(k.step), k.name, k.note) for k in registry.kernels(_known(problem), device)]
     if not rows:
-        raise ValueError(f"no kernel is registered for device {device!r}")
+        raise ValueError(f"no kernel is registered for device {device!r}; there are some for cpu and cuda")
     _print_table(("problem", "device", "step", "kernel", "note"), rows)
 
 

@@ -12,12 +12,35 @@ eq. 14; `zero_init_residual`: Goyal et al. 2017 (arXiv:1706.02677), section 5.1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import nn
 from ..engine import Tensor
+from ..nn.checkpoint import checkpoint
 from .blocks import Block
+
+
+class Layer(nn.Sequential):
+    """Blocks one after the other. segment: above 0, so many of them at a time are run by `nn.checkpoint`."""
+
+    segment = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.segment:
+            return super().forward(x)
+        blocks = list(self)
+        for i in range(0, len(blocks), self.segment):
+            part = blocks[i : i + self.segment]
+            x = checkpoint(functools.partial(_chain, part), x, modules=part)
+        return x
+
+
+def _chain(blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
 
 
 class ResNet(nn.Module):
@@ -28,7 +51,8 @@ class ResNet(nn.Module):
     convolution that keeps its size. num_classes: length of the output. in_channels: channels of the images.
     shortcut ("A" or "B") and variant ("v1.5" or "v1"): see the blocks. zero_init_residual: F(x) = 0 at the start, so
     that every block begins as its shortcut. drop_skip: names of blocks without a skip connection, or "all" for the
-    plain twin; the weights are drawn first, so a twin made with the same seed has the same weights.
+    plain twin; the weights are drawn first, so a twin made with the same seed has the same weights. checkpoint_blocks:
+    see the attribute of that name.
     Raises ValueError naming what cannot be.
     """
 
@@ -45,6 +69,7 @@ class ResNet(nn.Module):
         variant: str = "v1.5",
         zero_init_residual: bool = False,
         drop_skip: str | Iterable[str] = (),
+        checkpoint_blocks: bool | int = False,
     ):
         super().__init__()
         _check_count("num_classes", num_classes)
@@ -64,7 +89,7 @@ class ResNet(nn.Module):
         self.layer_names = [f"layer{i}" for i in range(1, len(depths) + 1)]
         channels = widths[0]
         for name, depth, width in zip(self.layer_names, depths, widths, strict=True):
-            layer = nn.Sequential()
+            layer = Layer()
             for i in range(depth):
                 first = name == "layer1" and i == 0
                 stride = 2 if i == 0 and not first else 1
@@ -79,6 +104,7 @@ class ResNet(nn.Module):
 
         self._initialise(zero_init_residual)
         self.drop_skip(*_names("drop_skip", drop_skip))
+        self.checkpoint_blocks = checkpoint_blocks
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits (N, num_classes) of images (N, C, H, W)."""
@@ -113,6 +139,23 @@ class ResNet(nn.Module):
             if not found.keys() >= set(wanted):
                 found[name] = x = getattr(self, name)(x)
         return {name: found[name] for name in wanted}
+
+    @property
+    def checkpoint_blocks(self) -> int:
+        """Trade time for memory: keep only the input of every block for backward, which runs the block again.
+
+        True or 1: of every block; n: of every n-th block of a layer (n blocks are then made again at a time;
+        ResNet-1202 needs least memory near 10); False or 0: keep everything. Gradients are the same bit for bit
+        (`nn.checkpoint`).
+        """
+        return getattr(self, self.layer_names[0]).segment
+
+    @checkpoint_blocks.setter
+    def checkpoint_blocks(self, every: bool | int) -> None:
+        if not isinstance(every, int) or every < 0:
+            raise ValueError(f"checkpoint_blocks={every!r} must be True, False or a number of blocks")
+        for name in self.layer_names:
+            getattr(self, name).segment = int(every)
 
     def blocks(self) -> dict[str, Block]:
         """Every block by its name ("layer1.0", ...), from input to output."""

@@ -3,6 +3,7 @@
 from . import functional, init, utils
 from .activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from .batch_norm import BatchNorm1d, BatchNorm2d
+from .checkpoint import checkpoint
 from .containers import ModuleDict, ModuleList, Sequential
 from .conv import Conv2d
 from .dropout import Dropout
@@ -37,6 +38,7 @@ __all__ = [
     "Softmax",
     "StateDictError",
     "Tanh",
+    "checkpoint",
     "functional",
     "init",
     "utils",

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Any
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from .loop import Diverged, Run, evaluate, train
+    from .interrupt import Interrupted
+    from .loop import Diverged, Run, evaluate, resume, train
     from .metrics import Epoch, Step, Summary
 
-__all__ = ["Diverged", "Epoch", "Recipe", "Run", "Step", "Summary", "evaluate", "load_recipe", "train"]
+__all__ = [
+    "Diverged",
+    "Epoch",
+    "Interrupted",
+    "Recipe",
+    "Run",
+    "Step",
+    "Summary",
+    "evaluate",
+    "load_recipe",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..serialization import write_atomically
 from .metrics import Epoch
-from .run_folder import write_atomically
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch], title: str) -> bool:
@@ -28,10 +28,12 @@ def draw_curves(path: Path, epochs: Sequence[Epoch], title: str) -> bool:
     train = {"label": "training", "color": "0.45", "linestyle": "--", "marker": "o", **both}
     test = {"label": "held out", "color": "0.0", "linestyle": "-", "marker": "s", **both}
     loss.plot(number, [e.train_loss for e in epochs], **train)
-    loss.plot(number, [e.test_loss for e in epochs], **test)
+    judged = [(e.epoch, e.test_loss, 100 * (e.test_accuracy or 0)) for e in epochs if e.test_loss is not None]
+    judged_at, test_loss, test_accuracy = zip(*judged, strict=True) if judged else ((), (), ())
+    loss.plot(judged_at, test_loss, **test)
     loss.set(ylabel="cross-entropy (nats per image, log scale)", yscale="log")
     accuracy.plot(number, [100 * e.train_accuracy for e in epochs], **train)
-    accuracy.plot(number, [100 * e.test_accuracy for e in epochs], **test)
+    accuracy.plot(judged_at, test_accuracy, **test)
     accuracy.set(ylabel="accuracy (% of images)")
     for axes in (loss, accuracy):
         axes.set_xlabel("epoch (passes over the training images)")

@@ -1,50 +1,56 @@
 """The training loop: recipe in, run folder and summary out.
 
     for every batch:    loss = cross_entropy(model(images), labels);  loss.backward();  sgd.step();  schedule.step()
-    after every epoch:  evaluate; write metrics.jsonl and the weights
+    after every epoch:  evaluate; write metrics, weights and a checkpoint
 
-Initial weights come from the recipe's seed, order and augmentation from (seed, epoch, step). No other chance enters:
-the same recipe on the same machine with as many threads gives the same weights, bit for bit.
+Initial weights come from the recipe's seed, order and augmentation from (seed, epoch, step), the learning rate from the
+step. No other chance enters: the same recipe on the same machine with as many threads gives the same weights, bit for
+bit, also when the run was stopped at any step and resumed (`resume`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.metadata
+import itertools
 import math
-import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minires.kernels.cpu.jit import get_num_threads, set_num_threads  # pyright: ignore[reportMissingImports]
 
-from .. import optim
-from ..data import DataLoader
+from .. import dispatch
 from ..device import array_module
 from ..device import device as as_device
 from ..engine import Tensor
-from ..hooks import AnomalyError, AnomalyHook
 from ..models import create_model
 from ..nn import Module
 from ..ops import cross_entropy
 from ..random import manual_seed
 from ..serialization import save
 from ..state import no_grad
+from . import state
 from .curves import draw_curves
-from .images import open_images
+from .images import batches, make_loader, mixed, open_images
+from .interrupt import Interrupted, Signals
 from .metrics import Epoch, Mean, Step, Stopwatch, Summary
+from .optimizers import make_optimizer
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import make_schedule
+from .step import Diverged, TrainStep
+from .writers import open_writers, tensorboard_writer
 
 _EVALUATE = 256  # images per batch of evaluation; results do not depend on it
+_RECALIBRATE = 100  # batches that recalibration looks at, at most
 
 
-class Diverged(RuntimeError):
-    """The loss is not a number any more."""
+class _Stop(Exception):
+    """A signal came; the run is between two steps, or evaluates."""
 
 
 def train(
@@ -56,123 +62,269 @@ def train(
     """Train as the recipe says, and write its run folder (`RunFolder` lists what is in it).
 
     on_step, on_epoch: called after every step and every epoch. on_note: called with a line that a user may want to
-    read. Raises ValueError, RuntimeError or OSError in one line for what the recipe asks and is not there, and
-    `Diverged`, which names the op and the module where it began, when the loss is NaN or infinite.
+    read. Raises ValueError, RuntimeError or OSError in one line for what the recipe asks and is not there; `Diverged`,
+    which names the op and the module where it began, when the loss or a gradient is NaN or infinite; `Interrupted`
+    when SIGINT or SIGTERM came: the step is finished and saved then.
     """
-    note = on_note or (lambda text: None)
     run = Run(recipe)
+    return run.go(on_step, on_epoch, on_note)
+
+
+def resume(
+    path: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    extend: bool = False,
+    on_step: Callable[[Step], Any] | None = None,
+    on_epoch: Callable[[Epoch], Any] | None = None,
+    on_note: Callable[[str], Any] | None = None,
+) -> Summary:
+    """Go on with the run in a folder, from its last checkpoint: to the same weights, bit for bit, as without a break.
+
+    changes: recipe fields with other values; only those that change nothing in the result (`recipe.FREE`), and with
+    `extend` also epochs and steps, which change the learning rates to come. Warns (on_note) of another machine or
+    other versions. Raises as `train` does, and ValueError for what may not change and for a run that is complete.
+    """
+    note, path = on_note or (lambda text: None), Path(path)
+    recipe = state.resumed_recipe(path, changes or {}, extend)
+    folder = RunFolder.existing(path, recipe.keep)
     try:
-        for epoch in range(1, recipe.epochs + 1):
-            with np.errstate(all="ignore"):  # the loss is watched; a NaN is reported in our words
-                record = run.epoch(epoch, on_step)
-            if on_epoch is not None:
-                on_epoch(record)
-    except KeyboardInterrupt:
-        done = len(run.folder.epochs)
-        note(f"interrupted; the weights after {done} epochs are in {run.folder.path}" if done else "interrupted")
+        checkpoint = folder.checkpoints.load(note)
+        run = Run(recipe, folder)
+        if checkpoint is None:
+            note(f"{path} has no checkpoint yet: starting from the beginning")
+        else:
+            state.restore(run, checkpoint, note)
+    except BaseException:
+        folder.close()
         raise
-    result = f"{run.test.accuracy:.2%} of the held-out images right"
-    title = f"{recipe.model} on {recipe.dataset}, seed {recipe.seed}: {result}"
-    if not draw_curves(run.folder.path / "curves.png", run.folder.epochs, title):
-        note("no curves.png: drawing it needs matplotlib (pip install 'minires[demo]')")
-    summary = run.summary()
-    run.folder.finish(summary)
-    return summary
+    folder.write_recipe(recipe)
+    folder.summary_path.unlink(missing_ok=True)
+    return run.go(on_step, on_epoch, on_note)
 
 
 class Run:
-    """A training run: the model, its optimizer, the images and the run folder, made as the recipe says."""
+    """A training run: the model, its optimizer, the images and the run folder, made as the recipe says.
 
-    def __init__(self, recipe: Recipe):
-        self.recipe, self.start = recipe, time.perf_counter()
+    epoch (from 1) and batch: where it is; step: how many steps are done, of `total`. recorded: the step of the last
+    line of the metrics. mean: over this epoch's batches. best: (accuracy, step) on the held-out images.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder | None = None):
+        self.recipe, self.begun, self.seconds_before = recipe, time.perf_counter(), 0.0
         self.device = as_device(recipe.device)
         array_module(self.device)  # raises where there is no such device
+        if recipe.tensorboard:
+            tensorboard_writer()  # raises where it is missing
         if recipe.threads:
             set_num_threads(recipe.threads)
         self.images = images = open_images(recipe)
         if len(images.train) < recipe.batch_size:
             raise ValueError(f"batch_size={recipe.batch_size} is more than the {len(images.train)} training images")
-        common: dict[str, Any] = {"num_workers": recipe.workers, "generator": recipe.seed}
-        # the rest of an epoch that fills no batch is dropped: statistics of a few images would unsettle BatchNorm
-        self.loader = DataLoader(images.train, recipe.batch_size, shuffle=True, drop_last=True, **common)
-        self.tests = DataLoader(images.test, _EVALUATE, **common)
+        self.loader = make_loader(recipe, images.train, recipe.batch_size, training=True)
+        self.per_epoch = len(self.loader)
+        self.total = recipe.steps or recipe.epochs * self.per_epoch
         manual_seed(recipe.seed)
-        self.model = create_model(recipe.model, num_classes=len(images.classes), in_channels=images.channels)
+        options: dict[str, Any] = {"checkpoint_blocks": True} if recipe.checkpoint_blocks else {}
+        options.update({"stem": recipe.stem} if recipe.stem else {})
+        self.model = create_model(recipe.model, len(images.classes), images.channels, **options)
         self.model.to(self.device)
-        settings = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
-        self.optimizer = optim.SGD(self.model.parameters(), recipe.lr, **settings)
-        self.schedule = make_schedule(recipe, self.optimizer, len(self.loader))
-        self.steps, self.watch, self.test = 0, Stopwatch(), Mean()
-        self.folder = RunFolder(recipe)  # last, so that a recipe that cannot be leaves no folder behind
+        self.optimizer = make_optimizer(recipe, self.model)
+        self.schedule = make_schedule(recipe, self.optimizer, self.total)
+        self.train_step = TrainStep(recipe, self.model, self.optimizer)
+        self.ema = _make_ema(self.model, recipe.ema) if recipe.ema else None
+        self.epoch, self.batch, self.step, self.recorded = 1, 0, 0, 0
+        self.mean, self.watch, self.judged = Mean(), Stopwatch(), None
+        self.best = (-1.0, 0)
+        self.signals, self.saved = Signals(), -1
+        self.on_step: Callable[[Step], Any] | None = None
+        # last, so that a recipe that cannot be leaves no folder behind
+        self.folder = folder or RunFolder.new(recipe)
 
-    def epoch(self, number: int, on_step: Callable[[Step], Any] | None = None) -> Epoch:
-        """Train for an epoch (from 1), evaluate, and write the run folder."""
-        recipe, mean, lr = self.recipe, Mean(), math.nan
+    def go(self, on_step: Any = None, on_epoch: Any = None, on_note: Any = None) -> Summary:
+        """Train to the end, from where the run is. See `train`."""
+        note, self.on_step = on_note or (lambda text: None), on_step
+        tuning = dispatch.autotune() if self.recipe.autotune else contextlib.nullcontext()
+        self.writers = open_writers(self.folder.path, tensorboard=self.recipe.tensorboard)
+        try:
+            self.writers.truncate_to(self.recorded)
+            with self.signals, tuning, np.errstate(all="ignore"):  # a NaN is reported in our words
+                while True:
+                    self._rest_of_epoch()
+                    if self.recorded != self.step:
+                        record = self._end_of_epoch()
+                        if on_epoch is not None:
+                            on_epoch(record)
+                    if self.step >= self.total:
+                        return self._finish(note)
+        except _Stop:
+            if self.saved != self.step:
+                self.save()
+            name = "interrupted" if self.signals.received == 2 else "terminated"
+            command = f"minires train --resume {self.folder.path}"
+            text = f"{name} after step {self.step} of {self.total}, which is saved; go on with: {command}"
+            raise Interrupted(text, self.signals.received) from None
+        except KeyboardInterrupt:
+            note(self._last_good("interrupted at once"))
+            raise
+        except Diverged:
+            note(self._last_good("diverged"))
+            raise
+        finally:
+            self.writers.close()
+            self.folder.close()
+
+    def _rest_of_epoch(self) -> None:
+        """The steps from here to the end of the epoch or of the run."""
+        if self.batch == self.per_epoch or self.step >= self.total:
+            return
+        self._look_for_signals()
         self.model.train()
-        self.watch.begin_epoch()
-        for images, labels in _on(self.device, self.loader):
-            lr = self.schedule.get_last_lr()[0]
-            loss, logits = self.step(images, labels)
-            mean.add(loss, logits.array, labels.array)
-            self.watch.lap(recipe.batch_size)
-            if on_step is not None:
-                total = recipe.epochs * len(self.loader)
-                on_step(Step(number, self.steps, total, loss, mean.accuracy, self.watch.epoch_speed))
-        self.test = test = evaluate(self.model, _on(self.device, self.tests), recipe.label_smoothing)
-        seconds = time.perf_counter() - self.start
-        results = (mean.loss, mean.accuracy, test.loss, test.accuracy, self.watch.epoch_speed, seconds)
-        record = Epoch(number, self.steps, lr, *results)
-        self.folder.add(record)
-        save(self.model.state_dict(), self.folder.path / "model.safetensors")
+        self.watch.begin_epoch(self.batch == 0)
+        if self.batch == 0:
+            self.mean = Mean()
+        for images, labels in batches(self.loader, self.epoch - 1, self.batch):
+            loss, outputs = self._step(images, labels)
+            logits = array_module(self.device).concatenate(outputs) if len(outputs) > 1 else outputs[0]
+            self.mean.add(loss, logits, labels.to(self.device).array)
+            self.watch.lap(self.recipe.batch_size)
+            if self.on_step is not None:
+                accuracy, speed = self.mean.accuracy, self.watch.epoch_speed
+                self.on_step(Step(self.epoch, self.step, self.total, loss, accuracy, speed))
+            if self.recipe.checkpoint_every and self.step % self.recipe.checkpoint_every == 0:
+                self.save()
+            self._look_for_signals()
+            if self.step >= self.total:
+                break
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, list[Any]]:
+        """One step: the loss of the batch and the model's outputs, both from before it."""
+        recipe, targets = self.recipe, labels
+        if recipe.mixup:
+            key = (recipe.seed, self.epoch - 1, self.batch)
+            images, targets = mixed(images, labels, len(self.images.classes), recipe.mixup, key)
+        result = self.train_step(self.step + 1, images.to(self.device), targets.to(self.device))
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update()
+        self.step += 1
+        self.batch += 1
+        return result
+
+    def _end_of_epoch(self) -> Epoch:
+        """Judge the weights, if it is time to; write metrics, weights and a checkpoint."""
+        recipe, test = self.recipe, None
+        last = self.step >= self.total
+        if last or self.epoch % recipe.eval_every == 0:
+            with self._weights_to_keep():
+                test = self.judged = self._evaluate(self.images.held_out)
+                self._save_weights()
+            if test.accuracy > self.best[0]:
+                self.best = (test.accuracy, self.step)
+        record = Epoch(
+            epoch=self.epoch,
+            step=self.step,
+            lr=self.schedule.lrs_at(self.step - 1)[0],
+            train_loss=self.mean.loss,
+            train_accuracy=self.mean.accuracy,
+            test_loss=test.loss if test else None,
+            test_accuracy=test.accuracy if test else None,
+            images_per_second=self.watch.epoch_speed,
+            seconds=self.seconds,
+        )
+        self.writers.add(dataclasses.asdict(record))
+        self.recorded = self.step
+        if self.batch == self.per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self.save()
         return record
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
-        """One step of SGD: the loss of the batch and the model's outputs, both from before the step."""
-        self.optimizer.zero_grad()
-        logits = self.model(images)
-        loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        value = float(loss.array)
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} in step {self.steps + 1}: {self.explain(images, labels)}")
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.steps += 1
-        return value, logits
-
-    def explain(self, images: Tensor, labels: Tensor) -> str:
-        """Where the NaN or infinity in this batch's loss began: the op and the module."""
-        with AnomalyHook():
-            try:
-                cross_entropy(self.model(images), labels, label_smoothing=self.recipe.label_smoothing)
-            except AnomalyError as anomaly:
-                return f"{anomaly}; try a smaller lr than {self.recipe.lr}"
-        return "it is finite when the batch is computed again"
-
-    def summary(self) -> Summary:
-        """What summary.json holds."""
-        return Summary(
-            test_accuracy=self.test.accuracy,
-            test_loss=self.test.loss,
-            test_images=self.test.images,
-            train_images=len(self.images.train),
-            epochs=self.recipe.epochs,
-            steps=self.steps,
-            seconds=time.perf_counter() - self.start,
-            first_step_seconds=self.watch.first,
+    def _finish(self, note: Callable[[str], Any]) -> Summary:
+        """The last weights, judged on the test images; summary.json and curves.png."""
+        test, recipe, images = self.judged, self.recipe, self.images
+        if test is None or recipe.recalibrate or recipe.val:
+            with self._weights_to_keep():
+                if recipe.recalibrate:
+                    self._recalibrate()
+                test = self._evaluate(images.test)
+                self._save_weights()
+        rows = [Epoch(**row) for row in self.writers.rows()]
+        result = f"{test.accuracy:.2%} of the test images right"
+        title = f"{recipe.model} on {recipe.dataset}, seed {recipe.seed}: {result}"
+        if not draw_curves(self.folder.path / "curves.png", rows, title):
+            note("no curves.png: drawing it needs matplotlib (pip install 'minires[demo]')")
+        summary = Summary(
+            test_accuracy=test.accuracy,
+            test_loss=test.loss,
+            test_images=test.images,
+            train_images=len(images.train),
+            epochs=recipe.epochs,
+            steps=self.step,
+            seconds=self.seconds,
+            first_step_seconds=0.0 if math.isnan(self.watch.first) else self.watch.first,
             images_per_second=self.watch.speed,
-            model=self.recipe.model,
+            best_accuracy=self.best[0],
+            best_step=self.best[1],
+            model=recipe.model,
             parameters=sum(p.array.size for p in self.model.parameters()),
-            classes=list(self.images.classes),
-            mean=list(self.images.mean),
-            std=list(self.images.std),
-            seed=self.recipe.seed,
+            classes=list(images.classes),
+            mean=list(images.mean),
+            std=list(images.std),
+            seed=recipe.seed,
             device=str(self.device),
             threads=get_num_threads(),
-            versions=versions(),
-            recipe=dataclasses.asdict(self.recipe),
+            versions=state.versions(),
+            recipe=dataclasses.asdict(recipe),
             folder=str(self.folder.path),
         )
+        self.folder.finish(summary)
+        return summary
+
+    def save(self) -> None:
+        """Write a checkpoint of where the run is. Diverged, and nothing is written, where a weight is not finite."""
+        xp = array_module(self.device)
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if tensor.dtype.kind == "f" and not bool(xp.isfinite(tensor.array).all()):
+                raise Diverged(f"{name} is not finite after step {self.step}; try a smaller lr than {self.recipe.lr}")
+        arrays, rest = state.capture(self)
+        self.folder.checkpoints.save(self.step, arrays, rest, best=self.best[1])
+        self.saved = self.step
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between a break and a resumption."""
+        return self.seconds_before + time.perf_counter() - self.begun
+
+    def _weights_to_keep(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, the model has the weights that are judged and saved: the running average, if there is one."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.applied()
+
+    def _evaluate(self, data: Any) -> Mean:
+        loader = make_loader(self.recipe, data, _EVALUATE, training=False)
+        return evaluate(self.model, self._watched(batches(loader, 0)), self.recipe.label_smoothing)
+
+    def _recalibrate(self) -> None:
+        from .recalibrate import recalibrate
+
+        order = batches(self.loader, self.recipe.epochs)  # an epoch that was not trained on
+        recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
+
+    def _watched(self, order: Iterable[Any]) -> Iterator[Any]:
+        """Batches on the run's device; a signal ends them."""
+        for batch in order:
+            self._look_for_signals()
+            yield [tensor.to(self.device) for tensor in batch]
+
+    def _look_for_signals(self) -> None:
+        if self.signals.received:
+            raise _Stop
+
+    def _save_weights(self) -> None:
+        save(self.model.state_dict(), self.folder.path / "model.safetensors")
+
+    def _last_good(self, what: str) -> str:
+        steps = self.folder.checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is in {self.folder.path}" if steps else "no checkpoint was written"
+        return f"{what}; {kept}"
 
 
 @no_grad()
@@ -180,20 +332,17 @@ def evaluate(model: Module, batches: Iterable[Any], label_smoothing: float = 0.0
     """Loss and accuracy of the model, in evaluation mode, over batches of (images, labels). Its mode is put back."""
     mean, training = Mean(), model.training
     model.eval()
-    for images, labels in batches:
-        logits = model(images)
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        mean.add(float(loss.array), logits.array, labels.array)
-    model.train(training)
+    try:
+        for images, labels in batches:
+            logits = model(images)
+            loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            mean.add(float(loss.array), logits.array, labels.array)
+    finally:
+        model.train(training)
     return mean
 
 
-def versions() -> dict[str, str]:
-    """What the run ran on: versions of Python and of the packages that compute, and the platform."""
-    packages = {name: importlib.metadata.version(name) for name in ("minires", "numpy", "numba")}
-    return {"python": platform.python_version(), **packages, "platform": platform.platform()}
+def _make_ema(model: Module, decay: float) -> Any:
+    from .ema import EMA
 
-
-def _on(device: Any, batches: Iterable[Any]) -> Iterator[Any]:
-    for batch in batches:
-        yield [tensor.to(device) for tensor in batch]
+    return EMA(model, decay)

@@ -11,7 +11,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Step:
-    """After one step. loss: cross-entropy of its batch, nats. accuracy: share right in this epoch so far.
+    """After one step. loss: cross-entropy of its batch, nats. accuracy: share right in this epoch so far
+    (of mixed images: their first one's label).
 
     step counts from 1 to steps; images_per_second is over this epoch, its first step left out where others follow.
     """
@@ -37,8 +38,8 @@ class Epoch:
     lr: float
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     images_per_second: float
     seconds: float
 
@@ -48,7 +49,7 @@ class Summary:
     """At the end; summary.json. seconds: the whole run, with compilation and evaluation.
 
     images_per_second: training images per second of training steps, without the first step, which compiles kernels
-    (first_step_seconds). recipe: the fields of the recipe.
+    (first_step_seconds). best: on the held-out images, after the epoch where it was highest. recipe: its fields.
     """
 
     test_accuracy: float
@@ -60,6 +61,8 @@ class Summary:
     seconds: float
     first_step_seconds: float
     images_per_second: float
+    best_accuracy: float
+    best_step: int
     model: str
     parameters: int
     classes: list[str]
@@ -86,6 +89,14 @@ class Mean:
         self.right += int((logits.argmax(1) == labels).sum())
         self._loss += loss * n
 
+    def state(self) -> list[Any]:
+        """What `load_state` takes up again, exactly; JSON can hold it."""
+        return [self.images, self.right, self._loss]
+
+    def load_state(self, state: list[Any]) -> None:
+        """Go on from a `state()`."""
+        self.images, self.right, self._loss = state
+
     @property
     def loss(self) -> float:
         """Mean loss per image."""
@@ -104,9 +115,17 @@ class Stopwatch:
         self.first = np.nan
         self._run, self._epoch, self._last = [0.0, 0], [0.0, 0], 0.0
 
-    def begin_epoch(self) -> None:
-        """Now an epoch begins."""
-        self._epoch, self._last = [0.0, 0], time.perf_counter()
+    def begin_epoch(self, anew: bool = True) -> None:
+        """Now an epoch begins, or goes on (anew=False)."""
+        self._epoch, self._last = [0.0, 0] if anew else self._epoch, time.perf_counter()
+
+    def state(self) -> list[list[float]]:
+        """What `load_state` takes up again."""
+        return [list(self._run), list(self._epoch)]
+
+    def load_state(self, state: list[list[float]]) -> None:
+        """Go on from a `state()`; the first step of this process compiles again, and is left out again."""
+        self._run, self._epoch = map(list, state)
 
     def lap(self, images: int) -> None:
         """Now a step over so many images is done."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from .recipe_values import toml, typed
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -20,6 +19,13 @@ SHIPPED = Path(__file__).parent / "recipes"
 def _field(default: Any, says: str, valid: Callable[[Any], bool] | None = None, must: str = "") -> Any:
     """A field, its line of help, and what its values must be."""
     return dataclasses.field(default=default, metadata={"help": says, "valid": valid, "must": must})
+
+
+def _free(default: Any, says: str, *rule: Any) -> Any:
+    """A field that changes nothing in the result, so that a resumed run may have another value."""
+    field = _field(default, says, *rule)
+    field.metadata = {**field.metadata, "free": True}
+    return field
 
 
 def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
@@ -41,50 +47,89 @@ class Recipe:
     """
 
     model: str = _field("resnet20", "name of the model; 'minires info' lists them")
-    dataset: str = _field("digits", "'digits', or a folder that has train/CLASS/*.png and test/CLASS/*.png (or val/)")
+    stem: Literal["", "cifar", "imagenet"] = _field(
+        "", "first layers: 'cifar' keeps the image's size; '': as the model has it"
+    )
+    dataset: str = _field(
+        "digits", "'digits', or a folder of train/CLASS/*.png and test/CLASS/*.png ('folder': data_dir)"
+    )
+    data_dir: str = _free("", "where the data set lies")
+    download: bool = _free(False, "fetch the data set if it is not there")
     image_size: int = _field(16, "height and width that images are resized to, in pixels", *_at_least(1))
+    val: int = _field(
+        0, "training images held out: epochs are judged on them, the test images seen once, at the end", *_NOT_NEGATIVE
+    )
+    normalize: Literal["channel", "pixel_mean"] = _field(
+        "channel", "'channel': (x - mean) / deviation per channel; 'pixel_mean': x - mean image"
+    )
+    shift: int = _field(0, "pad training images by so many pixels, crop them back at random", *_NOT_NEGATIVE)
+    flip: bool = _field(False, "mirror half of the training images left to right")
+    cutout: int = _field(0, "blank a square of so many pixels in every training image", *_NOT_NEGATIVE)
+    mixup: float = _field(
+        0.0, "mix pairs of training images by shares from Beta(mixup, mixup); 0: do not", *_NOT_NEGATIVE
+    )
     epochs: int = _field(20, "passes over the training images", *_at_least(1))
+    steps: int = _field(0, "stop after so many steps, whatever `epochs` says; 0: epochs decide", *_NOT_NEGATIVE)
     batch_size: int = _field(64, "images per step", *_at_least(1))
+    accumulate: int = _field(1, "compute a step in so many parts, whose gradients are summed", *_at_least(1))
+    optimizer: Literal["sgd", "adamw", "lars"] = _field("sgd", "how gradients change the weights")
     lr: float = _field(0.1, "highest learning rate", *_POSITIVE)
-    momentum: float = _field(0.9, "momentum of SGD", *_FRACTION)
-    nesterov: bool = _field(True, "Nesterov's form of momentum")
-    weight_decay: float = _field(5e-4, "L2 penalty on all parameters", *_NOT_NEGATIVE)
+    momentum: float = _field(0.9, "momentum of SGD and LARS", *_FRACTION)
+    nesterov: bool = _field(True, "Nesterov's form of momentum (SGD)")
+    weight_decay: float = _field(5e-4, "L2 penalty (AdamW: decoupled decay)", *_NOT_NEGATIVE)
+    decay_norm: bool = _field(True, "weight decay on batch normalisation and biases too")
+    clip: float = _field(0.0, "largest norm of the gradient, longer ones are scaled down; 0: any", *_NOT_NEGATIVE)
     schedule: Literal["one_cycle", "cosine", "multistep"] = _field("one_cycle", "how the learning rate moves")
     warmup: float = _field(0.0, "share of the run in which the learning rate climbs to its highest", *_FRACTION)
     milestones: tuple[float, ...] = _field((0.5, 0.75), "multistep: shares of the run after which lr is divided by 10")
     label_smoothing: float = _field(0.0, "share of each target spread over all classes", *_FRACTION)
-    shift: int = _field(0, "shift training images at random by up to this many pixels", *_NOT_NEGATIVE)
-    flip: bool = _field(False, "mirror half of the training images left to right (folders only)")
+    ema: float = _field(0.0, "decay of the running average of the weights that is judged and kept; 0: none", *_FRACTION)
+    recalibrate: bool = _field(False, "at the end, measure batch normalisation's statistics anew with the last weights")
     seed: int = _field(0, "seed of initial weights, order and augmentation", *_NOT_NEGATIVE)
     device: str = _field("cpu", "'cpu', 'cuda' or 'cuda:N'")
-    threads: int = _field(0, "CPU threads of the kernels; 0: all", *_NOT_NEGATIVE)
-    workers: int = _field(0, "threads that load images ahead of time", *_NOT_NEGATIVE)
-    out: str = _field("", "run folder, new or empty; by default runs/NAME-DATE-TIME")
+    threads: int = _free(0, "CPU threads of the kernels; 0: all", *_NOT_NEGATIVE)
+    autotune: bool = _field(False, "measure all kernels at every new shape, use the fastest")
+    checkpoint_blocks: bool = _field(False, "less memory: compute blocks again in backward")
+    workers: int = _free(0, "how many prepare images ahead of time", *_NOT_NEGATIVE)
+    worker_kind: Literal["thread", "process"] = _free("thread", "what the workers are")
+    eval_every: int = _field(1, "judge after every so many epochs, and the last", *_at_least(1))
+    checkpoint_every: int = _free(0, "save after every so many steps too, not only every epoch", *_NOT_NEGATIVE)
+    keep: int = _free(2, "checkpoints that stay: the last so many, and the best", *_at_least(1))
+    tensorboard: bool = _free(False, "write TensorBoard files too")
+    out: str = _free("", "run folder, new or empty; by default runs/NAME-DATE-TIME")
     name: str = _field("custom", "name of the recipe")
+    expected: str = _field("", "what it was measured to reach, with n and spread, and the command")
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(Recipe)
         for field in dataclasses.fields(self):
-            value = _typed(field.name, getattr(self, field.name), kinds[field.name])
+            value = typed(field.name, getattr(self, field.name), kinds[field.name])
             object.__setattr__(self, field.name, value)  # ints given for floats, lists given for tuples
             valid = field.metadata["valid"]
             if valid is not None and not valid(value):
                 raise ValueError(f"{field.name}={value!r} must {field.metadata['must']}")
-        if self.nesterov and self.momentum == 0:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True needs momentum above 0; set nesterov to false")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones={self.milestones} must be rising fractions between 0 and 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
 
     def to_toml(self) -> str:
         """The recipe as a TOML file that `load_recipe` reads back; without `out`: another run, another folder."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
-        return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "expected")}
+        return "".join(f"{name} = {toml(value)}\n" for name, value in fields.items())
+
+
+FREE = frozenset(field.name for field in dataclasses.fields(Recipe) if "free" in field.metadata)
+FLAGS = tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "expected"))
 
 
 def load_recipe(name_or_path: str = "digits", overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A shipped recipe by its name, or a TOML file by its path; `overrides` replace single fields.
 
-    Raises ValueError, TypeError or FileNotFoundError in one line that names the file and the key.
+    Where they change what comes out, `expected` is emptied. Raises ValueError, TypeError or FileNotFoundError in one
+    line that names the file and the key.
     """
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
     path = shipped.get(name_or_path, Path(name_or_path))
@@ -107,7 +152,8 @@ def load_recipe(name_or_path: str = "digits", overrides: Mapping[str, Any] | Non
     if not overrides:
         return _named(where, fields)
     try:  # a field that needs another one changed too (nesterov, momentum) is judged with all in place
-        return Recipe(**{**fields, **overrides})
+        changed = {} if FREE.issuperset(overrides) else {"expected": ""}
+        return Recipe(**{**fields, **changed, **overrides})
     except (ValueError, TypeError):
         _named(where, fields)  # blames the file, if it is wrong by itself
         raise
@@ -118,32 +164,3 @@ def _named(where: str, fields: dict[str, Any]) -> Recipe:
         return Recipe(**fields)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{where}: {error}") from error
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as its field's type, where that changes nothing; else TypeError or ValueError naming the field."""
-    if typing.get_origin(kind) is Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, typing.get_args(kind)))}")
-        return value
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, (tuple, list)):
-            raise TypeError(f"{name}={value!r} must be a list of numbers")
-        return tuple(_typed(name, item, float) for item in value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise TypeError(f"{name}={value!r} must be {_words(kind)}, not {_words(type(value))}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be finite")
-    return value
-
-
-def _words(kind: type | types.GenericAlias) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, str(kind))  # type: ignore
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)  # bool, int, float and str are written alike in TOML and JSON

@@ -7,9 +7,8 @@ from ..optim.lr_scheduler import CosineAnnealingLR, LinearWarmup, LRScheduler, M
 from .recipe import Recipe
 
 
-def make_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-    """The recipe's schedule over `recipe.epochs` epochs, to be stepped after every batch."""
-    steps = recipe.epochs * steps_per_epoch
+def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The recipe's schedule over a run of so many steps: a function of the step, to be stepped after each."""
     warmup = round(recipe.warmup * steps)
     if recipe.schedule == "one_cycle":
         return OneCycleLR(optimizer, recipe.lr, steps, pct_start=warmup / steps, cycle_momentum=False)

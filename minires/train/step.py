@@ -1,0 +1,71 @@
+"""One step of training: forward, backward, and the optimizer's step, unless something is not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..engine import Tensor
+from ..hooks import AnomalyError, AnomalyHook
+from ..nn import Module
+from ..nn.utils import clip_grad_norm_
+from ..ops import cross_entropy, mul
+from ..optim import Optimizer
+from ..random import get_rng_state, set_rng_state
+from .recipe import Recipe
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient is not a number any more."""
+
+
+class TrainStep:
+    """`step(images, targets)` changes the model's weights; targets are classes (N,) or probabilities (N, K)."""
+
+    def __init__(self, recipe: Recipe, model: Module, optimizer: Optimizer):
+        self.recipe, self.model, self.optimizer = recipe, model, optimizer
+
+    def __call__(self, number: int, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
+        """The mean loss of the batch, and the model's outputs as arrays, one per part; both from before the step.
+
+        number: of the step, for messages. Raises Diverged, before the weights change, where the loss or a gradient
+        is NaN or infinite.
+        """
+        numbers = get_rng_state()
+        self.optimizer.zero_grad()
+        loss, outputs = self._gradients(images, targets)
+        wrong = "" if math.isfinite(loss) else f"the loss is {loss}"
+        if not wrong:
+            norm = float(clip_grad_norm_(self.model.parameters(), self.recipe.clip or math.inf).array)
+            wrong = "" if math.isfinite(norm) else f"the norm of the gradient is {norm}"
+        if wrong:
+            set_rng_state(numbers)
+            raise Diverged(f"{wrong} in step {number}: {self._explain(images, targets)}")
+        self.optimizer.step()
+        return loss, outputs
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
+        """Add the gradients of the batch, part by part; stops at the first loss that is not finite."""
+        parts, n = self.recipe.accumulate, images.shape[0]
+        total, outputs = 0.0, []
+        for i in range(parts):
+            rows = slice(i * n // parts, (i + 1) * n // parts)
+            x, t = (images, targets) if parts == 1 else (Tensor(images.array[rows]), Tensor(targets.array[rows]))
+            logits = self.model(x)
+            loss = cross_entropy(logits, t, label_smoothing=self.recipe.label_smoothing)
+            total += float(loss.array) / parts
+            outputs.append(logits.array)
+            if not math.isfinite(total):
+                break
+            (loss if parts == 1 else mul(loss, 1 / parts)).backward()
+        return total, outputs
+
+    def _explain(self, images: Tensor, targets: Tensor) -> str:
+        """Where the NaN or infinity began: the op and the module, forward or backward."""
+        self.optimizer.zero_grad()
+        with AnomalyHook():
+            try:
+                self._gradients(images, targets)
+            except AnomalyError as anomaly:
+                return f"{anomaly}; try a smaller lr than {self.recipe.lr}"
+        return "all values are finite when the batch is computed again; try a smaller lr"
