@@ -204,7 +204,7 @@ COMMANDS = [
             lambda root: [Image.new("RGB", (9, 9)).save(p) for p in (root / "train").rglob("*.jpg")],
         ),
         _TRAIN_ON_IMAGES,
-        ["one colour"],
+        ["the same"],
     ),
     # run folders
     (

@@ -27,7 +27,7 @@ from ..ops import cross_entropy
 from ..serialization import load, write_atomically
 from ..state import no_grad
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
-from .images import batches, make_loader, open_images
+from .images import make_loader, open_images
 from .run_folder import recipe_of
 
 Weights = Literal["final", "best", "last", "ema"]
@@ -105,7 +105,8 @@ def evaluate_run(
         why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
         raise ValueError(f"{where} does not fit the recipe: {why}") from error
     model.to(device)
-    order = ([t.to(device) for t in batch] for batch in batches(make_loader(recipe, images.test, _BATCH, False), 0))
+    loader = make_loader(recipe, images, images.test, _BATCH, training=False)
+    order = ([t.to(device) for t in batch] for batch in loader.iterate(0))
     found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
     return dataclasses.replace(found, weights=weights, file=str(where))
 

@@ -35,7 +35,7 @@ from ..serialization import save
 from ..state import no_grad
 from . import state
 from .curves import draw_curves
-from .images import batches, make_loader, mixed, open_images
+from .images import make_loader, open_images
 from .interrupt import Interrupted, Signals
 from .metrics import Epoch, Mean, Step, Stopwatch, Summary
 from .optimizers import make_optimizer
@@ -120,7 +120,7 @@ class Run:
         self.images = images = open_images(recipe)
         if len(images.train) < recipe.batch_size:
             raise ValueError(f"batch_size={recipe.batch_size} is more than the {len(images.train)} training images")
-        self.loader = make_loader(recipe, images.train, recipe.batch_size, training=True)
+        self.loader = make_loader(recipe, images, images.train, recipe.batch_size, training=True)
         self.per_epoch = len(self.loader)
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         manual_seed(recipe.seed)
@@ -171,6 +171,7 @@ class Run:
             raise
         finally:
             self.writers.close()
+            self.loader.close()
             self.folder.close()
 
     def _rest_of_epoch(self) -> None:
@@ -182,10 +183,10 @@ class Run:
         self.watch.begin_epoch(self.batch == 0)
         if self.batch == 0:
             self.mean = Mean()
-        for images, labels in batches(self.loader, self.epoch - 1, self.batch):
-            loss, outputs = self._step(images, labels)
+        for images, targets in self.loader.iterate(self.epoch - 1, self.batch):
+            loss, outputs = self._step(images, targets)
             logits = array_module(self.device).concatenate(outputs) if len(outputs) > 1 else outputs[0]
-            self.mean.add(loss, logits, labels.to(self.device).array)
+            self.mean.add(loss, logits, targets.to(self.device).array)
             self.watch.lap(self.recipe.batch_size)
             if self.on_step is not None:
                 accuracy, speed = self.mean.accuracy, self.watch.epoch_speed
@@ -196,12 +197,8 @@ class Run:
             if self.step >= self.total:
                 break
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, list[Any]]:
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
         """One step: the loss of the batch and the model's outputs, both from before it."""
-        recipe, targets = self.recipe, labels
-        if recipe.mixup:
-            key = (recipe.seed, self.epoch - 1, self.batch)
-            images, targets = mixed(images, labels, len(self.images.classes), recipe.mixup, key)
         result = self.train_step(self.step + 1, images.to(self.device), targets.to(self.device))
         self.schedule.step()
         if self.ema is not None:
@@ -299,13 +296,13 @@ class Run:
         return contextlib.nullcontext() if self.ema is None else self.ema.applied()
 
     def _evaluate(self, data: Any) -> Mean:
-        loader = make_loader(self.recipe, data, _EVALUATE, training=False)
-        return evaluate(self.model, self._watched(batches(loader, 0)), self.recipe.label_smoothing)
+        loader = make_loader(self.recipe, self.images, data, _EVALUATE, training=False)
+        return evaluate(self.model, self._watched(loader.iterate(0)), self.recipe.label_smoothing)
 
     def _recalibrate(self) -> None:
         from .recalibrate import recalibrate
 
-        order = batches(self.loader, self.recipe.epochs)  # an epoch that was not trained on
+        order = self.loader.iterate(self.recipe.epochs)  # an epoch that was not trained on
         recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
 
     def _watched(self, order: Iterable[Any]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Step:
     """After one step. loss: cross-entropy of its batch, nats. accuracy: share right in this epoch so far
-    (of mixed images: their first one's label).
+    (of mixed images: the label with the larger share).
 
     step counts from 1 to steps; images_per_second is over this epoch, its first step left out where others follow.
     """
@@ -83,8 +83,9 @@ class Mean:
         self.images, self.right, self._loss = 0, 0, 0.0
 
     def add(self, loss: float, logits: Any, labels: Any) -> None:
-        """A batch: its mean loss, its outputs (N, K) and its labels (N,), as arrays of any device."""
-        n = labels.shape[0]
+        """A batch: its mean loss, its outputs (N, K) and its labels (N,), as arrays of any device; labels may be
+        shares of classes (N, K): the largest counts."""
+        n, labels = labels.shape[0], labels.argmax(1) if labels.ndim == 2 else labels
         self.images += n
         self.right += int((logits.argmax(1) == labels).sum())
         self._loss += loss * n

@@ -51,7 +51,9 @@ class Recipe:
         "", "first layers: 'cifar' keeps the image's size; '': as the model has it"
     )
     dataset: str = _field(
-        "digits", "'digits', or a folder of train/CLASS/*.png and test/CLASS/*.png ('folder': data_dir)"
+        "digits",
+        "'digits', 'cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'folder' (of images, in data_dir), or a path: a "
+        "folder or archive of train/CLASS/*.png and test/CLASS/*.png",
     )
     data_dir: str = _free("", "where the data set lies")
     download: bool = _free(False, "fetch the data set if it is not there")
