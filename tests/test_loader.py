@@ -331,7 +331,8 @@ if __name__ == "__main__":
 
 def start(tmp_path, script):
     path = tmp_path / "script.py"
-    path.write_text(script)
+    # A shell that puts its jobs into the background lets them ignore Ctrl-C, and their children inherit that.
+    path.write_text("import signal\n\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + script)
     command = [sys.executable, str(path)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
