@@ -162,6 +162,15 @@ def stopped(tmp_path):
     return tmp_path / "run"
 
 
+def rewrite(folder, change):
+    """Write the last checkpoint again, with another state."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoint = checkpoints.load()
+    assert checkpoint is not None
+    change(checkpoint.state)
+    checkpoints.save(checkpoint.state["step"], checkpoint.arrays, checkpoint.state)
+
+
 def damage(folder, step):
     path = Checkpoints(folder / "checkpoints").path(step)
     data = bytearray(path.read_bytes())
@@ -227,28 +236,23 @@ def test_a_run_is_lengthened_when_asked(tmp_path, stopped):
     assert resume(stopped, {"epochs": 5}, extend=True).steps == 55
 
 
-def test_other_images_are_noticed(stopped, monkeypatch):
-    from minires.train import images
-
-    real = images.digits
-
-    def changed(size):
-        train, test = real(size)
-        train.arrays[0][0] *= 0.5
-        return train, test
-
-    monkeypatch.setattr(images, "digits", changed)
+def test_other_images_are_noticed(stopped):
+    rewrite(stopped, lambda state: state.update(data="the hash of other images"))
     with pytest.raises(ValueError, match="the images are not the ones"):
         resume(stopped)
 
 
+def test_a_recipe_file_that_was_changed_is_noticed(stopped):
+    path = stopped / "recipe.toml"
+    path.write_text(
+        path.read_text().replace("weight_decay = 0.0005", "weight_decay = 0.5").replace("keep = 2", "keep = 3")
+    )
+    with pytest.raises(ValueError, match=r"weight_decay=0.5 in .*recipe.toml, but the checkpoint was made with 0.0005"):
+        resume(stopped)
+
+
 def test_other_versions_and_thread_counts_are_said(stopped):
-    checkpoints = Checkpoints(stopped / "checkpoints")
-    checkpoint = checkpoints.load()
-    assert checkpoint is not None
-    state = checkpoint.state
-    state["versions"]["numpy"], state["threads"]["kernels"] = "1.0", 64
-    checkpoints.save(state["step"], checkpoint.arrays, state)
+    rewrite(stopped, lambda state: (state["versions"].update(numpy="1.0"), state["threads"].update(kernels=64)))
     notes = []
     resume(stopped, on_note=notes.append)
     assert [note.count("\n") for note in notes] == [0, 0]
