@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minires.cli import main
@@ -47,10 +48,8 @@ def test_flags_and_recipe_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minires.train.loop.train", lambda recipe, **callbacks: given.append(recipe) or 1 / 0)
     (tmp_path / "mine.toml").write_text("epochs = 7\nnesterov = true\nshift = 3\n")
-    with pytest.raises(ZeroDivisionError):
-        main(
-            ["train", "--recipe", str(tmp_path / "mine.toml"), "--lr", "1", "--no-nesterov", "--milestones", ".2", ".4"]
-        )
+    flags = ["--lr", "1", "--no-nesterov", "--milestones", ".2", ".4"]
+    assert main(["train", "--recipe", str(tmp_path / "mine.toml"), *flags]) == 70
     assert given == [Recipe(epochs=7, nesterov=False, shift=3, lr=1.0, milestones=(0.2, 0.4), name="mine")]
 
 
@@ -86,6 +85,27 @@ def test_debug_shows_the_traceback(capsys):
     assert main(["train", "--recipe", "nope", "--debug"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("Traceback") and error.endswith("nor a TOML file\n")
+
+
+def _python_s_own(recipe, **callbacks):
+    return int("three")
+
+
+def _numpy_s_own(recipe, **callbacks):
+    return np.zeros(2) + np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "mistake", [_python_s_own, _numpy_s_own, lambda recipe, **callbacks: recipe.nothing, lambda: 0]
+)
+def test_a_bug_is_told_from_an_error_of_use(mistake, monkeypatch, capsys):
+    """One line too, but it says what it is, and where; with --debug comes the traceback."""
+    monkeypatch.setattr("minires.train.loop.train", mistake)
+    assert main(["train"]) == 70
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"minires: internal error: \w+ in [\w.]+, line \d+: .* \(a bug; --debug .*\)\n", error), error
+    assert main(["train", "--debug"]) == 70
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_interrupt(monkeypatch, capsys):

@@ -1,24 +1,28 @@
 """The command `minires`: train, evaluate, info, kernels.
 
-Errors of use are one line and exit code 2; `--debug` adds the traceback.
+Errors of use are one line and exit code 2, a bug is one line that says so and 70; `--debug` adds the traceback. A run
+that was stopped by SIGINT or SIGTERM ends with 130 or 143.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
 from ..train.interrupt import Interrupted
+from .errors import bug, is_use, one_line
 from .evaluate import evaluate
 from .info import info
 from .train import train
 
-EXIT_USE, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141  # the last two are the shell's 128 + SIGINT and + SIGPIPE
+EXIT_USE, EXIT_BUG = 2, 70  # 70 is what sysexits.h calls an internal software error
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # the shell's 128 + SIGINT and + SIGPIPE
 
 app = App(
     name="minires",
@@ -50,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `minires info | head -1`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
         return EXIT_PIPE
-    except (CycloptsError, ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        return _fail(f"error: {' '.join(str(error).split()) or type(error).__name__}", EXIT_USE)
+        return _fail(f"error: {one_line(error)}", EXIT_USE) if is_use(error) else _fail(bug(error), EXIT_BUG)
     return result if isinstance(result, int) else 0
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"minires: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the disk that standard error goes to may be full
+        print(f"minires: {text}", file=sys.stderr, flush=True)
     return code

@@ -63,11 +63,12 @@ def capture(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def restore(run: Run, checkpoint: Checkpoint, note: Callable[[str], Any]) -> None:
-    """Put a new run where the checkpoint was taken. ValueError where it was of other data or is further than the
-    run shall go; a line of `note` where versions or thread counts were others."""
+    """Put a new run where the checkpoint was taken. ValueError where it was of other data, of another recipe, or is
+    further than the run shall go; a line of `note` where versions or thread counts were others."""
     arrays, rest = checkpoint
     if rest["data"] != run.images.fingerprint:
         raise ValueError(f"the images are not the ones that {run.folder.path} was trained on")
+    _check_recipe(run, rest["recipe"])
     if rest["step"] > run.total:
         raise ValueError(f"{run.folder.path} is at step {rest['step']} already, beyond the {run.total} asked for")
     _warn(rest, note)
@@ -120,6 +121,17 @@ def resumed_recipe(path: Path, changes: Mapping[str, Any], extend: bool) -> Reci
     if (path / "summary.json").is_file() and not lengthened:
         raise ValueError(f"{str(path)!r} is complete; to train on, give --epochs N --extend")
     return new
+
+
+def _check_recipe(run: Run, then: Mapping[str, Any]) -> None:
+    """ValueError where the recipe's file was changed by hand since the checkpoint."""
+    for field in dataclasses.fields(Recipe):
+        now = getattr(run.recipe, field.name)
+        before = then.get(field.name, now)
+        before = tuple(before) if isinstance(before, list) else before
+        if now != before and field.name not in {*FREE, *_LENGTH, "name", "expected"}:
+            where = run.folder.path / "recipe.toml"
+            raise ValueError(f"{field.name}={now!r} in {where}, but the checkpoint was made with {before!r}")
 
 
 def versions() -> dict[str, str]:
