@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,10 +13,19 @@ from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 
 from .device import device_of
 
-_chosen: dict[str, str] = {}
-_measured: dict[tuple, Any] = {}
-_autotune = False
-_observers: list[Callable[[Any], None]] = []
+_measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
+
+
+class _State(threading.local):
+    """What this thread entered: kernels chosen by hand, whether to measure, who watches."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[str, str] = {}
+        self.autotune = False
+        self.observers: list[Callable[[Any], None]] = []
+
+
+_state = _State()
 
 
 def run(problem: str, *arrays: Any, **params: Any) -> Any:
@@ -24,7 +34,7 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
     Raises NotImplementedError naming the problem, device and dtypes where no kernel takes them.
     """
     kernel = select(problem, *arrays, **params)
-    for observe in _observers:
+    for observe in _state.observers:
         observe(kernel)
     return kernel(*arrays, **params)
 
@@ -36,11 +46,11 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
     if not candidates:
         dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
         raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
-    if problem in _chosen:
-        return _named(problem, _chosen[problem], candidates)
-    if _autotune or _measured:
+    if problem in _state.chosen:
+        return _named(problem, _state.chosen[problem], candidates)
+    if _state.autotune or _measured:
         key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(params))
-        if _autotune and _measured.get(key) not in candidates:
+        if _state.autotune and _measured.get(key) not in candidates:
             rivals = [k for k in candidates if k.step > 0] or candidates  # the definition may take minutes
             _measured[key] = min(rivals, key=lambda k: _time(k, arrays, params))
         if _measured.get(key) in candidates:
@@ -50,7 +60,7 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
 
 @contextlib.contextmanager
 def use_kernels(**choice: str) -> Iterator[None]:
-    """Choose kernels by hand: `with use_kernels(conv2d_fprop="fprop_im2col_numpy"): ...`.
+    """Choose kernels by hand, in this thread: `with use_kernels(conv2d_fprop="fprop_im2col_numpy"): ...`.
 
     Raises ValueError at once for a problem or kernel that is not registered.
     """
@@ -58,24 +68,21 @@ def use_kernels(**choice: str) -> Iterator[None]:
         known = [k.name for k in registry.kernels(problem)]
         if name not in known:
             raise ValueError(f"{problem} has no kernel {name!r}; known: {', '.join(known) or 'no such problem'}")
-    saved = dict(_chosen)
-    _chosen.update(choice)
+    saved, _state.chosen = _state.chosen, {**_state.chosen, **choice}
     try:
         yield
     finally:
-        _chosen.clear()
-        _chosen.update(saved)
+        _state.chosen = saved
 
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
     """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest."""
-    global _autotune
-    saved, _autotune = _autotune, True
+    saved, _state.autotune = _state.autotune, True
     try:
         yield
     finally:
-        _autotune = saved
+        _state.autotune = saved
 
 
 def plan() -> list[list[Any]]:
@@ -99,11 +106,11 @@ def restore_plan(entries: list[Any]) -> list[str]:
 @contextlib.contextmanager
 def observe(callback: Callable[[Any], None]) -> Iterator[None]:
     """Within it, `callback(kernel)` is called with every kernel that `run` chooses (`TraceHook`)."""
-    _observers.append(callback)
+    _state.observers.append(callback)
     try:
         yield
     finally:
-        _observers.remove(callback)
+        _state.observers.remove(callback)
 
 
 def _named(problem: str, name: str, candidates: list[Any]) -> Any:

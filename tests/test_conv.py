@@ -100,6 +100,9 @@ def test_complex_numbers_pass_through():
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(stride=0), ValueError, "stride=0 must be an int or a pair of ints"),
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(stride=(1, 2, 3)), ValueError, r"stride=\(1, 2, 3\)"),
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(padding=-1), ValueError, "padding=-1"),
+        ((1, 3, 5, 5), (4, 3, 3, 3), dict(stride=True), ValueError, "stride=True"),
+        ((1, 3, 5, 5), (4, 3, 0, 3), {}, ValueError, r"weight \(4, 3, 0, 3\) is empty"),
+        ((1, 0, 5, 5), (4, 0, 3, 3), {}, ValueError, r"weight \(4, 0, 3, 3\) is empty"),
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(padding=1.5), ValueError, "padding=1.5"),
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(padding="full"), ValueError, "padding='full' must be 'same', 'valid'"),
         ((1, 3, 5, 5), (4, 3, 3, 3), dict(padding="same", stride=2), ValueError, "padding='same' needs stride 1"),
@@ -109,6 +112,11 @@ def test_errors_name_the_value(x, w, options, error, message):
     with pytest.raises(error, match=message) as raised:
         ops.conv2d(_tensor(*x), _tensor(*w), **options)
     assert "\n" not in str(raised.value)
+
+
+def test_numpy_integers_are_integers():
+    x, w = _tensor(1, 3, 5, 5), _tensor(4, 3, 3, 3)
+    assert ops.conv2d(x, w, stride=np.int64(2), padding=(np.int32(1), 0)).shape == (1, 4, 3, 2)
 
 
 def test_bias_and_dtypes_must_fit():

@@ -299,14 +299,27 @@ def test_the_ops_that_hand_a_gradient_on_exist_and_do_so():
         "BatchNorm": lambda: mr.bn_add_relu(stop, x, None, None, training=True),
         "Expand": lambda: x[None].expand(2, 2, 3, 4, 4),
         "AvgPool2d": lambda: mr.avg_pool2d(x, 2),
+        "Sum": lambda: x.sum(1),
+        "Mean": lambda: x.mean(1),
+        "Clone": lambda: x.clone(),
+        "Move": lambda: x.to(np.float32),
+        "InputMark": lambda: _marked(nn.Flatten(), x),
+        "OutputMark": lambda: _marked(nn.Flatten(), x),
     }
     assert set(cases) == set(_HANDS_ON)
     for name, case in cases.items():
-        y = case()
-        assert y.node.name == name
+        node = case().node
+        while node.name != name:  # marks of a module's input lie below its ops
+            (node,) = [vertex for vertex in node.inputs if vertex is not None]
         slots = _HANDS_ON[name]
-        got = [i for i, needs in enumerate(y.node.needs_grad) if needs]
+        got = [i for i, needs in enumerate(node.needs_grad) if needs]
         assert slots is None or set(got) <= set(slots)
+
+
+def _marked(module, x):
+    """What a module with a full backward hook makes of x, with both marks in the graph."""
+    module.register_full_backward_hook(lambda module, dx, dy: None)
+    return module(x)
 
 
 def _subclasses(cls):
@@ -325,6 +338,14 @@ class Inside(nn.Module):
 
     def forward(self, x):
         return self.fn(x)
+
+
+def test_a_hook_that_cannot_be_entered_leaves_nothing_behind():
+    before, hook = np.geterr(), AnomalyHook(conv2d_fprop="nope")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no kernel 'nope'"), hook:
+            pass
+    assert np.geterr() == before and not state.hooks
 
 
 def test_anomaly_names_the_op_and_module_that_made_it_forward(net):

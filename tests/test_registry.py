@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -93,7 +94,26 @@ def test_use_kernels_chooses_by_hand_and_goes_back():
             dispatch.run("relu_fprop", X)
     dispatch.run("relu_fprop", X)  # not observed any more
     assert chosen == ["relu_fprop_reference", "relu_fprop_numba", "relu_fprop_reference"]
-    assert not dispatch._chosen
+    assert not dispatch._state.chosen
+
+
+def test_a_choice_is_the_thread_s_own():
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with dispatch.use_kernels(relu_fprop="relu_fprop_reference"), dispatch.observe(seen.append):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with dispatch.use_kernels(relu_fprop="relu_fprop_numba"):
+        thread.start()
+        entered.wait(10)
+        assert dispatch.select("relu_fprop", X).name == "relu_fprop_numba"
+        dispatch.run("relu_fprop", X)
+    leave.set()
+    thread.join()
+    assert not seen and not dispatch._state.chosen
 
 
 @pytest.mark.parametrize(

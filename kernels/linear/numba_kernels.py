@@ -1,7 +1,8 @@
 """The fully connected layer by our own register tiles: it is a 1x1 convolution of images of one pixel.
 
 On layers as small as a ResNet's head the BLAS product is faster (the tiles' operands are packed at every call, for a
-single pass over few rows), so these stand below it in rank; `use_kernels` and `autotune` can still choose them.
+single pass over few rows), but its bits depend on the number of threads, and it is a thousandth of a training step.
+`use_kernels` and `autotune` can choose it.
 """
 
 from ..conv2d.numba_kernels import dgrad_im2col_tile, fprop_im2col_tile, wgrad_im2col_tile
@@ -15,10 +16,6 @@ def _image(a):
     return a[:, :, None, None]
 
 
-def _below_blas(*arrays):
-    return 0.5
-
-
 def _not_empty(*arrays):
     return all(a is None or a.size for a in arrays)
 
@@ -29,7 +26,6 @@ def _not_empty(*arrays):
     step=2,
     note="register tiles, as a 1x1 convolution",
     supports=_not_empty,
-    rank=_below_blas,
 )
 def linear_fprop_tile(x, w, b):
     y = fprop_im2col_tile(_image(x), _image(w), **_ONE)[:, :, 0, 0]
@@ -44,7 +40,6 @@ def linear_fprop_tile(x, w, b):
     step=2,
     note="register tiles, as a 1x1 convolution",
     supports=_not_empty,
-    rank=_below_blas,
 )
 def linear_dgrad_tile(dy, w):
     return dgrad_im2col_tile(_image(dy), _image(w), **_ONE, input_hw=(1, 1))[:, :, 0, 0]
@@ -56,7 +51,6 @@ def linear_dgrad_tile(dy, w):
     step=2,
     note="register tiles, as a 1x1 convolution",
     supports=_not_empty,
-    rank=_below_blas,
 )
 def linear_wgrad_tile(x, dy):
     return wgrad_im2col_tile(_image(x), _image(dy), **_ONE, kernel_hw=(1, 1))[:, :, 0, 0]

@@ -39,9 +39,10 @@ class Hook:
     def __enter__(self) -> Self:
         if self._entered is not None:
             raise RuntimeError(f"this {type(self).__name__} is entered already; make a second one")
-        self._entered = contextlib.ExitStack()
-        for context in self.contexts():
-            self._entered.enter_context(context)
+        with contextlib.ExitStack() as stack:  # all of them or none
+            for context in self.contexts():
+                stack.enter_context(context)
+            self._entered = stack.pop_all()
         state.hooks.append(self)
         return self
 

@@ -32,6 +32,12 @@ _HANDS_ON: dict[str, tuple[int, ...] | None] = {
     "Expand": (0,),
     "Cat": None,
     "AvgPool2d": (0,),
+    "Sum": (0,),
+    "Mean": (0,),
+    "Clone": (0,),
+    "Move": (0,),
+    "InputMark": (0,),
+    "OutputMark": (0,),
 }
 
 

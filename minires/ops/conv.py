@@ -16,6 +16,7 @@ Source: LeCun et al. 1989; names of the three directions from cuDNN (Chetlur et 
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, Literal
 
 from ..dispatch import run
@@ -78,9 +79,9 @@ def pair(value: Any, name: str, least: int = 1) -> Pair:
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(both) == 1:
         both *= 2
-    if len(both) != 2 or not all(isinstance(n, int) and n >= least for n in both):
+    if len(both) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in both):
         raise ValueError(f"{name}={value!r} must be an int or a pair of ints, each at least {least}")
-    return both
+    return int(both[0]), int(both[1])
 
 
 def _resolve(x: Tensor, padding: str, rs: tuple, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
@@ -103,6 +104,8 @@ def _check(x: Tensor, w: Tensor, b: Tensor | None, stride: Pair, dilation: Pair,
             f"conv2d: input must be (N, C, H, W) or (C, H, W) and weight (K, C/groups, R, S), "
             f"not {x.shape} and {w.shape}"
         )
+    if 0 in w.shape:
+        raise ValueError(f"conv2d: weight {w.shape} is empty; every size of (K, C/groups, R, S) must be at least 1")
     if groups < 1 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
         raise ValueError(
             f"conv2d: input of {x.shape[1]} channels does not fit weight {w.shape} with groups={groups}: "
