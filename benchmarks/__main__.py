@@ -5,11 +5,17 @@ import sys
 from cyclopts import App
 
 from .kernels import kernels
+from .loader import loader
+from .memory import memory
 from .networks import networks
+from .resume_cycles import resume_cycles
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
 app.default(kernels)
 app.command(networks)
+app.command(resume_cycles)
+app.command(loader)
+app.command(memory)
 
 if __name__ == "__main__":
     try:

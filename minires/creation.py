@@ -46,7 +46,11 @@ def as_tensor(data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """A tensor that shows the memory of a NumPy array: a write to one is seen in the other."""
+    """A tensor that shows the memory of a NumPy array: a write to one is seen in the other.
+
+    Backward does not notice what is written into the array itself, or through a second tensor of it: of what an op has
+    saved, only writes through the tensor that the op was given are counted.
+    """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy needs a NumPy array, not {type(array).__name__}: use tensor(...)")
     return Tensor(array)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,11 +34,11 @@ class Tensor(Methods):
     of the same shape (leaves only, or after `retain_grad`). Operators and methods are attached by `minires.ops`.
     """
 
-    __slots__ = ("__weakref__", "array", "grad", "grad_hooks", "node", "requires_grad", "version")
+    __slots__ = ("__weakref__", "_requires_grad", "array", "grad", "grad_hooks", "node", "version")
     __array_ufunc__ = None  # let `ndarray * Tensor` reach Tensor.__rmul__
 
     def __init__(self, array: Any, requires_grad: bool = False, node: Node | None = None):
-        self.array = np.asarray(array) if isinstance(array, np.generic) else array  # NumPy's 0-d results are scalars
+        self.array: Any = array if type(array) is np.ndarray else _as_array(array)
         self.node: Node | None = None
         self.requires_grad_(requires_grad).node = node
         self.grad: Tensor | None = None
@@ -49,6 +50,7 @@ class Tensor(Methods):
     ndim = property(lambda self: self.array.ndim)
     device: Any = property(lambda self: device_of(self.array))
     is_leaf = property(lambda self: self.node is None)
+    requires_grad: Any = property(operator.attrgetter("_requires_grad"), lambda self, on: self.requires_grad_(on))
 
     def detach(self) -> Tensor:
         """The same array, outside the graph."""
@@ -56,24 +58,13 @@ class Tensor(Methods):
         alias.version = self.version
         return alias
 
-    data = property(detach, lambda self, value: self.copy_(value), doc="The same array, outside the graph.")
-
-    def copy_(self, value: Any) -> Tensor:
-        """Overwrite the values in place, outside the graph. Shapes must be equal."""
-        value = value.array if isinstance(value, Tensor) else value
-        if np.shape(value) != self.shape:
-            raise ValueError(f"cannot copy a value of shape {np.shape(value)} into a tensor of shape {self.shape}")
-        self.array[...] = value
-        self.version[0] += 1
-        return self
-
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Set `requires_grad` of a leaf and return the tensor."""
-        if self.node is not None:
+        """Set `requires_grad` of a leaf and return the tensor; a computed one can only go on requiring them."""
+        if self.node is not None and not requires_grad:
             raise RuntimeError("requires_grad can only be changed on leaves; use detach()")
         if requires_grad and self.dtype.kind not in "fcV":  # V is bfloat16
             raise ValueError(f"only floating tensors can require gradients, not {self.dtype}")
-        self.requires_grad = requires_grad
+        self._requires_grad = bool(requires_grad)
         return self
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Handle:
@@ -106,11 +97,13 @@ class Tensor(Methods):
 
     def _add_grad(self, share: Any, ours: bool) -> None:
         if self.grad is not None:
-            self.grad.copy_(self.grad.array + share)
+            self.grad.array[...] += share
+            self.grad.version[0] += 1
         elif ours:
             self.grad = Tensor(share)
         else:  # another tensor's gradient may be the same array
-            self.grad = Tensor(namespace_of(share).empty_like(self.array)).copy_(share)
+            self.grad = Tensor(namespace_of(share).empty_like(self.array))
+            self.grad.array[...] = share
 
 
 class Node:
@@ -192,6 +185,12 @@ class Function:
         saved = {_memory(a) for a in node.saved_for_backward or ()}
         node.versions = [(t.version, t.version[0]) for t in (*tensors, y) if _memory(t.array) in saved]
         return y
+
+
+def _as_array(value: Any) -> Any:
+    if not hasattr(value, "strides"):
+        raise TypeError(f"Tensor() wraps an array, not a {type(value).__name__}: use minires.tensor(...)")
+    return np.asarray(value) if isinstance(value, np.generic) else value  # NumPy's 0-d results are scalars
 
 
 def _memory(array: Any) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Scope(NamedTuple):
@@ -28,19 +31,50 @@ class _State(threading.local):
 state = _State()
 
 
-@contextlib.contextmanager
-def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Within it, ops remember what backward needs, or do not: `with set_grad_enabled(phase == "train"): ...`."""
-    saved, state.grad_enabled = state.grad_enabled, enabled
-    try:
-        yield
-    finally:
-        state.grad_enabled = saved
+class _Gradients:
+    """A context manager and decorator: within it, ops remember what backward needs, or do not."""
+
+    def __init__(self, enabled: bool):
+        self.enabled, self.saved = enabled, state.grad_enabled
+
+    def __enter__(self) -> None:
+        self.saved, state.grad_enabled = state.grad_enabled, self.enabled
+
+    def __exit__(self, *_: object) -> None:
+        state.grad_enabled = self.saved
+
+    def __call__(self, function: F) -> F:
+        @functools.wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with _Gradients(self.enabled):  # one of its own: several threads may be in the function
+                return function(*args, **kwargs)
+
+        return cast(F, within)
 
 
-def no_grad() -> contextlib._GeneratorContextManager[None]:
-    """Within it, nothing is remembered for backward. Also a decorator: `@no_grad()`."""
-    return set_grad_enabled(False)
+class set_grad_enabled(_Gradients):
+    """Whether ops remember what backward needs: from now on, or within `with set_grad_enabled(phase == "train"): ...`,
+    or as a decorator within the function."""
+
+    def __init__(self, enabled: bool):
+        super().__init__(enabled)
+        state.grad_enabled = enabled
+
+    def __enter__(self) -> None:  # what to go back to is what was before the call
+        state.grad_enabled = self.enabled
+
+    def __call__(self, function: F) -> F:
+        state.grad_enabled = self.saved
+        return super().__call__(function)
+
+
+@overload
+def no_grad() -> _Gradients: ...
+@overload
+def no_grad(function: F) -> F: ...
+def no_grad(function: Any = None) -> Any:
+    """Within it, nothing is remembered for backward. Also a decorator: `@no_grad()` or `@no_grad`."""
+    return _Gradients(False) if function is None else _Gradients(False)(function)
 
 
 @contextlib.contextmanager

@@ -224,7 +224,7 @@ def test_errors():
     with pytest.raises(TypeError, match="returns one Tensor, not tuple"):
         checkpoint(lambda x: (x, x), x, modules=[])
     y = checkpoint(layer, x)
-    layer.weight.copy_(numbers(3, 3))
+    layer.weight.data.copy_(numbers(3, 3))
     with pytest.raises(RuntimeError, match="written into after the forward"):
         y.backward(numbers(2, 3))
     y = checkpoint(layer, x)
@@ -251,8 +251,8 @@ def peak(every):
 
 
 def test_less_memory():
-    """Four arrays per block are kept; or one per block and those of one block; or one per three blocks and theirs."""
-    plain, each, segments = peak(False), peak(True), peak(3)
+    """Four arrays per block are kept; or one per block and those of one block; or one per four blocks and theirs."""
+    plain, each, segments = peak(False), peak(1), peak(True)
     assert each < 0.4 * plain and segments < 0.8 * each, (plain, each, segments)
 
 

@@ -234,3 +234,73 @@ def test_promotion_equals_pytorch():
             for b in names:
                 expected = (theirs + torch.ones(2, dtype=getattr(torch, b))).dtype
                 assert (mine + minires.ones(2, dtype=b)).dtype == str(expected).removeprefix("torch."), (a, b, shape)
+
+
+# Choices
+
+
+def test_an_infinite_gradient_does_not_reach_what_was_not_chosen():
+    """A product with the mask would make nan of it."""
+    x = minires.tensor([1.0, -1.0], requires_grad=True)
+    dy = minires.tensor([np.inf, np.inf])
+    zero = minires.zeros(2)
+    for op in (lambda: minires.where(x > 0, x, zero), lambda: x.clamp(0), lambda: x.maximum(zero)):
+        x.grad = None
+        op().backward(dy)
+        assert x.grad.tolist() == [np.inf, 0]
+    x.grad = None
+    (minires.where(x > 0, zero, x)).backward(dy)
+    assert x.grad.tolist() == [0, np.inf]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("bounds", ["min", "max", "both"])
+def test_clamp_by_tensors_equals_pytorch(bounds):
+    torch = pytest.importorskip("torch")
+    x = np.array([[-2.0, 0.0, 1.0, 3.0], [1.0, 0.5, 2.0, -1.0]])  # with ties
+    low, high = np.array([-1.0, 0.0, 1.0, 1.0]), np.array([[2.0], [1.0]])
+    ours, theirs = [[make(v) for v in (x, low, high)] for make in (lambda v: Tensor(v, True), torch.tensor)]
+    for t in theirs:
+        t.requires_grad_()
+    used = {"min": (1,), "max": (2,), "both": (1, 2)}[bounds]
+    dy = np.random.default_rng(0).standard_normal(x.shape)
+    y = ours[0].clamp(**{("min", "max")[i - 1]: ours[i] for i in used})
+    t = theirs[0].clamp(**{("min", "max")[i - 1]: theirs[i] for i in used})
+    y.backward(dy)
+    t.backward(torch.tensor(dy))
+    np.testing.assert_array_equal(y.array, t.detach().numpy())
+    for i in (0, *used):
+        np.testing.assert_allclose(ours[i].grad.array, theirs[i].grad.numpy(), rtol=1e-13)
+
+
+def test_clamp_keeps_a_nan():
+    x, limit = Tensor(np.array([np.nan, 1.0])), Tensor(np.array([0.0, np.nan]))
+    assert np.isnan(x.clamp(limit).array).all() and np.isnan(x.clamp(max=limit).array).all()
+
+
+# Division that rounds down
+
+
+@pytest.mark.parametrize("b", [np.array([1.5, -0.7, 2.0]), np.array([[2.0], [-3.0]])], ids=["same", "broadcast"])
+def test_remainder(b):
+    a = np.array([4.1, -3.2, 7.3])
+    y = check_gradients(lambda s, t: s % t, a, b)
+    np.testing.assert_allclose(y.array, np.mod(a, b), rtol=1e-13)
+    q = Tensor(a, True) // Tensor(b)
+    np.testing.assert_array_equal(q.array, np.floor(a / b))
+    assert not q.requires_grad
+
+
+def test_rounding_down_with_numbers_and_integers():
+    n = minires.tensor([7, -7])
+    assert (n // 2).tolist() == [3, -4] and (n % 3).tolist() == [1, 2] and (n // 2).dtype == np.int64
+    assert (9 // n).tolist() == [1, -2] and (9 % n).tolist() == [2, -5]
+    assert (n % 2.5).dtype == np.float32
+    for op in (lambda: n // 0, lambda: n % 0):
+        with pytest.raises(ZeroDivisionError, match="an integer is divided by 0"):
+            op()
+
+
+def test_a_bool_has_no_negative():
+    with pytest.raises(TypeError, match="use ~ to invert a mask"):
+        -minires.tensor([True])

@@ -18,7 +18,7 @@ def numbers(*shape, seed=0):
 def move(model, seed):
     """As a training step would: other weights, other statistics."""
     for i, tensor in enumerate([*model.parameters(), *model.buffers()]):
-        tensor.copy_((numbers(*tensor.shape, seed=(seed, i)) * 10).astype(tensor.dtype))
+        tensor.data.copy_((numbers(*tensor.shape, seed=(seed, i)) * 10).astype(tensor.dtype))
 
 
 def values(model):
@@ -51,7 +51,7 @@ def test_the_warm_up_ends_at_the_decay():
     model = nn.Linear(1, 1, bias=False)
     ema, rates = EMA(model, decay=0.5), []
     for _ in range(12):
-        model.weight.copy_(np.ones((1, 1)))
+        model.weight.data.copy_(np.ones((1, 1)))
         ema.load_state_dict({**ema.state_dict(), "weight": np.zeros((1, 1))})
         ema.update()
         rates.append(1 - ema.state_dict()["weight"].item())

@@ -133,8 +133,8 @@ def test_fused_batch_norm_is_its_readable_line(training, affine, with_add):
     x, skip, dy = (_tensor(4, 3, 5, 5, requires_grad=i < 2) for i in range(3))
     fused = nn.BatchNorm2d(3, affine=affine, dtype=np.float64)
     if affine:
-        fused.weight.copy_(RNG.uniform(0.5, 2, 3))
-        fused.bias.copy_(RNG.standard_normal(3))
+        fused.weight.data.copy_(RNG.uniform(0.5, 2, 3))
+        fused.bias.data.copy_(RNG.standard_normal(3))
     fused.running_mean.copy_(RNG.standard_normal(3))
     fused.running_var.copy_(RNG.uniform(0.5, 2, 3))
     plain = copy.deepcopy(fused).train(training)

@@ -217,8 +217,8 @@ def built(block, *args, **kwargs):
     module = block(*args, **kwargs).double()
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
-            m.weight.copy_(rng.uniform(0.5, 1.5, m.weight.shape))
-            m.bias.copy_(rng.standard_normal(m.bias.shape))
+            m.weight.data.copy_(rng.uniform(0.5, 1.5, m.weight.shape))
+            m.bias.data.copy_(rng.standard_normal(m.bias.shape))
     return module
 
 

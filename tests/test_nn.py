@@ -194,7 +194,7 @@ def test_state_dict_is_detached_and_shares_memory():
     net = Net()
     saved = net.state_dict()
     assert all(not t.requires_grad and type(t) is Tensor for t in saved.values())
-    net.scale.copy_(np.full((1, 5), 3.0))
+    net.scale.data.copy_(np.full((1, 5), 3.0))
     assert saved["scale"].array[0, 0] == 3.0
 
 
@@ -314,7 +314,7 @@ def test_deepcopy_is_independent():
     other = copy.deepcopy(net)
     assert other[0].weight is other[1].weight and other[0].weight is not net[0].weight
     assert isinstance(other[0].weight, nn.Parameter) and other[0].weight.requires_grad
-    other[0].weight.copy_(np.zeros((2, 2)))
+    other[0].weight.data.copy_(np.zeros((2, 2)))
     assert net[0].weight.array.any()
 
 

@@ -82,8 +82,8 @@ def _axis_of_a_number(x, *args, **kwargs):
 # Which samples minires does not take, and why.
 NO_AXIS = [(_axis_of_a_number, "PyTorch lets one name axis 0 of a single number; here it has none, as in NumPy")]
 CORRECTION = (
-    lambda *_, **kwargs: "unbiased" in kwargs or kwargs.get("correction", 1) is None,
-    "`correction=` says it all",
+    lambda *_, **kwargs: kwargs.get("correction", 1) is None,
+    "`correction=None` says nothing",
 )
 UNSUPPORTED = {
     **dict.fromkeys(["sum", "mean", "amax", "amin", "max", "topk", "transpose", "squeeze"], NO_AXIS),
@@ -94,10 +94,6 @@ UNSUPPORTED = {
         (lambda x, p=2, dim=None, *_, **__: x.ndim == 0 and dim is not None, NO_AXIS[0][1]),
     ],
     "nn.functional.pad": [(lambda x, pad, *_: min(pad) < 0, "negative padding crops; that is what slices are for")],
-    "clamp": [
-        (lambda *bounds, **_: any(map(torch.is_tensor, bounds[1:])), "bounds are numbers; else maximum, minimum")
-    ],
-    "cat": [(lambda ts, *_, **__: len({t.ndim for t in ts}) > 1, "PyTorch skips empty vectors for old code's sake")],
 }
 INFOS = {(info.name, info.variant_test_name): info for info in op_db}
 

@@ -272,6 +272,9 @@ def test_clip_grad_norm(norm_type):
 
 def test_clip_grad_norm_of_nothing_and_of_nan():
     assert clip_grad_norm_([Parameter(np.zeros(2))], 1.0).array == 0
+    empty = Parameter(np.zeros(0))
+    empty.grad = Tensor(np.zeros(0))
+    assert clip_grad_norm_(empty, 1.0, math.inf).array == clip_grad_norm_(empty, 1.0).array == 0
     p = Parameter(np.zeros(2))
     p.grad = Tensor(np.array([np.nan, 1.0]))
     with pytest.raises(RuntimeError, match="norm of the gradients is nan"):
@@ -364,7 +367,7 @@ def test_a_state_dict_of_pytorch_fits(name):
             kept = {i: {k: Tensor(v.numpy()) for k, v in d.items() if v is not None} for i, d in state["state"].items()}
             mine.load_state_dict({**state, "state": kept})
             for p, q in zip(ours, theirs, strict=True):
-                p.copy_(q.detach().numpy())
+                p.data.copy_(q.detach().numpy())
         elif step > 2:
             mine.step()
     for p, q in zip(ours, theirs, strict=True):

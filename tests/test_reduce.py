@@ -175,3 +175,47 @@ def test_norm_equals_pytorch_with_ties_and_zeros(p):
     t.backward(torch.tensor(dy))
     np.testing.assert_allclose(y.array, t.detach().numpy(), rtol=1e-13)
     np.testing.assert_allclose(ours.grad.array, theirs.grad.numpy(), rtol=1e-12)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin", "var", "std"])
+def test_no_axes_are_all_axes_as_in_pytorch(name, keepdim):
+    torch = pytest.importorskip("torch")
+    x = spaced((3, 4))
+    for dim in ((), []):
+        y = getattr(Tensor(x), name)(dim=dim, keepdim=keepdim)
+        want = getattr(torch.tensor(x), name)(dim=dim, keepdim=keepdim).numpy()
+        assert y.shape == want.shape
+        np.testing.assert_allclose(y.array, want, rtol=1e-13)
+
+
+def test_the_norm_over_no_axes_is_over_all():
+    x = Tensor(spaced((3, 4)))
+    for p in (1, 2, 3, np.inf):
+        np.testing.assert_array_equal(x.norm(p, dim=()).array, x.norm(p).array)
+    assert x.squeeze(()).shape == (3, 4)  # not a reduction: no axes are none
+
+
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_the_index_in_the_flattened_tensor_may_keep_its_axes(name):
+    x = spaced((3, 4))
+    y = getattr(Tensor(x), name)(keepdim=True)
+    assert y.shape == (1, 1) and y.item() == getattr(x, name)() and y.dtype == np.int64
+    assert getattr(Tensor(x), name)().shape == ()
+
+
+def test_variance_of_too_few_numbers():
+    two = minires.tensor([1.0, 2.0])
+    with np.errstate(all="ignore"):
+        assert [two.var(correction=n).item() for n in (2, 3)] == [np.inf, np.inf]
+        assert two.std(correction=3).item() == np.inf
+        assert np.isnan(minires.ones(2).var(correction=3).item())
+
+
+@pytest.mark.parametrize("name", ["var", "std"])
+def test_unbiased_is_a_correction_of_one(name):
+    x = Tensor(spaced((3, 4)))
+    for unbiased in (False, True):
+        y, same = getattr(x, name)(1, unbiased=unbiased), getattr(x, name)(1, correction=int(unbiased))
+        np.testing.assert_array_equal(y.array, same.array)

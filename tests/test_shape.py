@@ -190,3 +190,12 @@ def test_pad_equals_pytorch():
     for sizes in [(1, 2), (1, 2, 3, 4), (0, 1, 0, 0, 2, 1), (1, 0, 0, 2, 3, 0, 0, 1)]:
         theirs = torch.nn.functional.pad(torch.tensor(x), sizes, "constant", 2.5)
         np.testing.assert_array_equal(minires.pad(Tensor(x), sizes, "constant", 2.5).array, theirs.numpy())
+
+
+def test_cat_skips_lists_that_began_empty():
+    x = minires.tensor([[1.0, 2.0]], requires_grad=True)
+    y = minires.cat([minires.zeros(0), x, x], 1)
+    y.backward(minires.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert y.tolist() == [[1, 2, 1, 2]] and x.grad.tolist() == [[4, 6]]
+    assert minires.cat([minires.zeros(0), minires.zeros(0)]).shape == (0,)
+    assert minires.cat([minires.zeros(0, dtype=np.float64), x]).dtype == np.float64

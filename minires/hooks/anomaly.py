@@ -87,7 +87,7 @@ def find_anomaly(step: Callable[[], T], *modules: Any, **kernels: str) -> T:
     if not bad:
         return result
     for t, array, grad in before:
-        t.copy_(array)
+        t.data = array
         t.grad = None if grad is None else Tensor(grad)
     set_rng_state(numbers)
     with AnomalyHook(**kernels):

@@ -144,9 +144,9 @@ class ResNet(nn.Module):
     def checkpoint_blocks(self) -> int:
         """Trade time for memory: keep only the input of every block for backward, which runs the block again.
 
-        True or 1: of every block; n: of every n-th block of a layer (n blocks are then made again at a time;
-        ResNet-1202 needs least memory near 10); False or 0: keep everything. Gradients are the same bit for bit
-        (`nn.checkpoint`).
+        n: of every n-th block of a layer (n blocks are then made again at a time); True: an n that needs little memory,
+        the root of half the blocks of a layer (3 in ResNet-110, 10 in ResNet-1202); False or 0: keep everything.
+        Gradients are the same bit for bit (`nn.checkpoint`).
         """
         return getattr(self, self.layer_names[0]).segment
 
@@ -155,7 +155,8 @@ class ResNet(nn.Module):
         if not isinstance(every, int) or every < 0:
             raise ValueError(f"checkpoint_blocks={every!r} must be True, False or a number of blocks")
         for name in self.layer_names:
-            getattr(self, name).segment = int(every)
+            layer = getattr(self, name)
+            layer.segment = round((len(layer) / 2) ** 0.5) if every is True else int(every)
 
     def blocks(self) -> dict[str, Block]:
         """Every block by its name ("layer1.0", ...), from input to output."""

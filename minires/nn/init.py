@@ -136,4 +136,5 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
 
 
 def _fill(tensor: Tensor, values: Any) -> Tensor:
-    return tensor.copy_(to_device(values, tensor.device))
+    tensor.data = to_device(values, tensor.device)
+    return tensor

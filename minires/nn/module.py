@@ -316,7 +316,7 @@ class Module:
             raise StateDictError(f"state dict does not fit {type(self).__name__}:\n    " + "\n    ".join(problems))
         for key, array in arrays.items():
             tensor = ours[key][0]
-            tensor.copy_(to_device(array, tensor.device))
+            tensor.data = to_device(array, tensor.device)
         return LoadResult(missing, unexpected)
 
     # --- modes, devices, dtypes -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def clip_grad_norm_(
         return Tensor(namespace_of().zeros(()))
     xp = namespace_of(*grads)
     if norm_type == math.inf:
-        norm = max(float(abs(g).max()) for g in grads if g.size)
+        norm = max((float(abs(g).max()) for g in grads if g.size), default=0.0)
     else:
         norm = sum(float((abs(g) ** norm_type).sum()) for g in grads) ** (1 / norm_type)
     if error_if_nonfinite and not math.isfinite(norm):
@@ -62,7 +62,7 @@ def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
         raise ValueError(f"the vector has shape {vec.shape}, the parameters have {total} elements")
     start = 0
     for p in listed:
-        p.copy_(vec.array[start : start + p.array.size].reshape(p.shape))
+        p.data = vec.array[start : start + p.array.size].reshape(p.shape)
         start += p.array.size
 
 

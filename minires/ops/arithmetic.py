@@ -100,13 +100,13 @@ class PowNumber(Function):
     @staticmethod
     def forward(ctx, x, *, p: Any):
         ctx.save_for_backward(x)
-        return x**p
+        return (x**p).astype(x.dtype, copy=False)  # of bfloat16 NumPy makes float32
 
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_for_backward
         p = ctx.params["p"]
-        return dy * 0 if p == 0 else dy * (p * x ** (p - 1))
+        return dy * 0 if p == 0 else dy * (p * x ** (p - 1)).astype(x.dtype, copy=False)
 
 
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:

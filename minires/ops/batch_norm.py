@@ -37,7 +37,9 @@ from .shape import reshape
 class BatchNorm(Function):
     @staticmethod
     def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
-        xp, c = namespace_of(x), x.shape[1]
+        xp, c, given = namespace_of(x), x.shape[1], x
+        ctx.dtypes = [getattr(a, "dtype", None) for a in (x, gamma, beta, z)]
+        x, gamma, beta, z = map(_wide, (x, gamma, beta, z))
         gamma = xp.ones(c, x.dtype) if gamma is None else gamma
         beta = xp.zeros(c, x.dtype) if beta is None else beta
         if training:
@@ -48,20 +50,34 @@ class BatchNorm(Function):
                 _move(running_mean, mean, momentum)
                 _move(running_var, var * (m / (m - 1)), momentum)
         else:
-            mean, inv_std = running_mean, 1 / xp.sqrt(running_var + eps)
+            mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
-        ctx.save_for_backward(x, y if relu else None, gamma, mean, inv_std)
+        y = _narrow(y, given.dtype)
+        ctx.save_for_backward(given, y if relu else None, gamma, mean, inv_std)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         training, relu, residual = ctx.params["training"], ctx.params["relu"], ctx.needs_grad[3]
         dx, dgamma, dbeta, dz = run(
-            "batchnorm2d_bwd", dy, *ctx.saved_for_backward, training=training, relu=relu, residual=residual
+            "batchnorm2d_bwd",
+            *map(_wide, (dy, *ctx.saved_for_backward)),
+            training=training,
+            relu=relu,
+            residual=residual,
         )
-        dz = dz if relu else dy
-        grads = (dx, dgamma, dbeta, dz, None, None)
-        return tuple(d if needed else None for d, needed in zip(grads, ctx.needs_grad, strict=True))
+        grads = zip((dx, dgamma, dbeta, dz if relu else dy), ctx.dtypes, ctx.needs_grad[:4], strict=True)
+        return *(_narrow(d, dtype) if needed else None for d, dtype, needed in grads), None, None
+
+
+def _wide(a: Any) -> Any:
+    """A float16 or bfloat16 array as float32, in which its statistics are computed."""
+    return a.astype("float32") if a is not None and a.dtype.itemsize == 2 else a
+
+
+def _narrow(a: Any, dtype: Any) -> Any:
+    """Back in the dtype that `_wide` took it from."""
+    return a.astype(dtype) if dtype.itemsize == 2 else a
 
 
 def _move(running: Any, value: Any, momentum: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .layout import unbroadcast
-from .move import operands
+from .move import operand, operands, promoted, to
 from .pointwise import neg
 
 
@@ -27,33 +27,41 @@ class Maximum(Function):
     @staticmethod
     def backward(ctx, dy):
         a_wins, b_wins = ctx.saved_for_backward
-        half = dy * (1 - 0.5 * (a_wins == b_wins)).astype(dy.dtype)
+        xp = namespace_of(dy)
+        half = xp.where(a_wins == b_wins, dy / 2, dy).astype(dy.dtype, copy=False)
         a, b = ctx.input_shapes
-        return unbroadcast(half * ~b_wins, a), unbroadcast(half * ~a_wins, b)
+        return unbroadcast(_where(~b_wins, half), a), unbroadcast(_where(~a_wins, half), b)
 
 
 class Clamp(Function):
     @staticmethod
     def forward(ctx, x, *, min: Any, max: Any):
-        y = x.clip(min, max)
+        y = x.clip(min, max).astype(x.dtype, copy=False)
         ctx.save_for_backward(x == y)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         (inside,) = ctx.saved_for_backward
-        return dy * inside
+        return _where(inside, dy)
 
 
 class Where(Function):
     @staticmethod
-    def forward(ctx, a, b, *, condition: Any):
+    def forward(ctx, condition, a, b):
+        ctx.save_for_backward(condition)
         return namespace_of(a).where(condition, a, b)
 
     @staticmethod
     def backward(ctx, dy):
-        chosen = ctx.params["condition"]
-        return unbroadcast(dy * chosen, ctx.input_shapes[0]), unbroadcast(dy * ~chosen, ctx.input_shapes[1])
+        (chosen,), (_, a, b) = ctx.saved_for_backward, ctx.input_shapes
+        return None, unbroadcast(_where(chosen, dy), a), unbroadcast(_where(~chosen, dy), b)
+
+
+def _where(chosen: Any, dy: Any) -> Any:
+    """dy where `chosen`, else 0: also where dy is infinite, of which a product with 0 would make nan."""
+    xp = namespace_of(dy)
+    return xp.where(chosen, dy, xp.zeros((), dy.dtype))
 
 
 def maximum(input: Any, other: Any) -> Tensor:
@@ -68,10 +76,25 @@ def minimum(input: Any, other: Any) -> Tensor:
 
 
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    """`input` with its elements moved to the nearer limit where they lie outside; a limit of None is none."""
-    if min is None and max is None:
+    """`input` with its elements moved to the nearer limit where they lie outside; a limit of None is none.
+
+    The limits are numbers, or Tensors that broadcast; where both are given and cross, `max` wins.
+    """
+    limits = [limit for limit in (min, max) if limit is not None]
+    if not limits:
         raise ValueError("clamp needs min, max or both")
-    return Clamp.apply(input, min=min, max=max)
+    if any(isinstance(limit, Tensor) for limit in limits):
+        input = input if min is None else _limited(input, min, least=True)
+        return input if max is None else _limited(input, max, least=False)
+    dtype = promoted(input, *(operand(limit, input) for limit in limits))
+    return Clamp.apply(to(input, dtype=dtype), min=min, max=max)
+
+
+def _limited(x: Tensor, limit: Any, least: bool) -> Tensor:
+    """As `maximum` and `minimum`, but where both are equal all of dy goes to x, as in PyTorch."""
+    x, limit = operands(x, limit)
+    outside: Any = x < limit if least else x > limit
+    return where(outside | (limit != limit), limit, x)
 
 
 def where(condition: Tensor, input: Any, other: Any) -> Tensor:
@@ -79,4 +102,4 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
     if condition.dtype != bool:
         raise TypeError(f"where: the condition must be a bool Tensor, not {condition.dtype}")
     a, b = operands(input, other)
-    return Where.apply(a, b, condition=condition.array)
+    return Where.apply(condition, a, b)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ..dispatch import run
 from ..engine import Function, Tensor
+from .layout import sum_axes
 from .shape import pad
 
 Pair = tuple[int, int]
@@ -40,7 +41,7 @@ class Conv2d(Function):
         x, w = ctx.saved_for_backward
         dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
         dw = run("conv2d_wgrad", x, dy, **ctx.params, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
-        db = dy.sum((0, 2, 3)) if ctx.needs_grad[2] else None
+        db = sum_axes(dy, (0, 2, 3)) if ctx.needs_grad[2] else None
         return dx, dw, db
 
 

@@ -101,7 +101,7 @@ def cross_entropy(
             return CrossEntropy.apply(input, classes, weights, reduction=reduction, divisor=divisor)
         one_hot = xp.expand_dims(classes.array, axis) == xp.arange(input.shape[axis]).reshape(aside)
         each = xp.expand_dims(target.array != ignore_index, axis).astype(input.array.real.dtype)
-        each = each if weight is None else each * weight.array.reshape(aside)
+        each = each if weight is None else each * weight.array.astype(each.dtype).reshape(aside)
         soft = Tensor(one_hot.astype(input.dtype))
     else:
         check_input("cross_entropy", input, weight)

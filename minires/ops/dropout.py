@@ -45,4 +45,4 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 def _scaled(mask: Any, p: float, dtype: Any) -> Any:
-    return mask.astype(dtype) * (1 / (1 - p) if p < 1 else 0)
+    return mask.astype(dtype) * dtype.type(1 / (1 - p) if p < 1 else 0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .choice import maximum, minimum
-from .layout import Layout, axes_of, keep
+from .layout import Layout, axes_of, keep, reduced_axes
 from .shape import squeeze
 
 
@@ -28,17 +28,19 @@ class Pick(Function):
     """y = x at `indices` along `axis`: shape of `indices`, whose entries differ along the axis."""
 
     @staticmethod
-    def forward(ctx, x, *, indices: Any, axis: int):
-        grid: list[Any] = list(namespace_of(x).ogrid[tuple(slice(n) for n in indices.shape)])
-        grid[axis] = indices
-        ctx.layout, ctx.picked = Layout.of(x), tuple(grid)
-        return x[ctx.picked]
+    def forward(ctx, x, indices, *, axis: int):
+        ctx.layout = Layout.of(x)
+        ctx.save_for_backward(indices)
+        return namespace_of(x).take_along_axis(x, indices, axis)
 
     @staticmethod
     def backward(ctx, dy):
-        dx = ctx.layout.full(0, dy.dtype, namespace_of(dy))
-        dx[ctx.picked] = dy
-        return dx
+        (indices,), xp = ctx.saved_for_backward, namespace_of(dy)
+        dx = ctx.layout.full(0, dy.dtype, xp)
+        grid: list[Any] = list(xp.ogrid[tuple(slice(n) for n in indices.shape)])
+        grid[ctx.params["axis"]] = indices
+        dx[tuple(grid)] = dy
+        return dx, None
 
 
 class Amax(Function):
@@ -58,22 +60,22 @@ class Amax(Function):
 
 def amax(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The largest element over `dim` (an axis, several, or None for all)."""
-    return Amax.apply(input, axes=axes_of(dim, input.ndim), keepdim=keepdim, least=False)
+    return Amax.apply(input, axes=reduced_axes(dim, input.ndim), keepdim=keepdim, least=False)
 
 
 def amin(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
     """The smallest element over `dim` (an axis, several, or None for all)."""
-    return Amax.apply(input, axes=axes_of(dim, input.ndim), keepdim=keepdim, least=True)
+    return Amax.apply(input, axes=reduced_axes(dim, input.ndim), keepdim=keepdim, least=True)
 
 
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index (int64) of the first largest element along `dim`, or in the flattened tensor for None."""
-    return Tensor(_first(input.array.argmax, dim, keepdim))
+    return Tensor(_first(input.array.argmax, input.ndim, dim, keepdim))
 
 
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index (int64) of the first smallest element along `dim`, or in the flattened tensor for None."""
-    return Tensor(_first(input.array.argmin, dim, keepdim))
+    return Tensor(_first(input.array.argmin, input.ndim, dim, keepdim))
 
 
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
@@ -98,19 +100,19 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     order = input.array.argsort(axis)
     if largest:
         order = namespace_of(order).flip(order, axis)
-    indices = order[(slice(None),) * axis + (slice(k),)]
-    return Extreme(Pick.apply(input, indices=indices, axis=axis), Tensor(indices))
+    indices = Tensor(order[(slice(None),) * axis + (slice(k),)])
+    return Extreme(Pick.apply(input, indices, axis=axis), indices)
 
 
 def _along(x: Tensor, search: Any, dim: int, keepdim: bool) -> Extreme:
     (axis,) = axes_of(dim, x.ndim)
-    indices = _first(search, axis, True)
-    values = Pick.apply(x, indices=indices, axis=axis)
-    if keepdim:
-        return Extreme(values, Tensor(indices))
-    return Extreme(squeeze(values, axis), Tensor(indices.squeeze(axis)))
+    indices = Tensor(search(axis, keepdims=True))
+    values = Pick.apply(x, indices, axis=axis)
+    return Extreme(values, indices) if keepdim else Extreme(squeeze(values, axis), squeeze(indices, axis))
 
 
-def _first(search: Any, dim: int | None, keepdim: bool) -> Any:
+def _first(search: Any, ndim: int, dim: int | None, keepdim: bool) -> Any:
     """`search` is an array's argmax or argmin. NumPy and CuPy give the first one, in int64."""
-    return search(dim, keepdims=True) if keepdim and dim is not None else search(dim)
+    if dim is None:
+        return search().reshape((1,) * ndim if keepdim else ())
+    return search(dim, keepdims=keepdim)

@@ -8,6 +8,7 @@ the memory of x; an index with lists, arrays or Tensors copies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,38 @@ from ..device import namespace_of
 from ..engine import Function, Tensor
 from .layout import Layout
 
+ARRAY = "array"  # stands for an array in an index
+
 
 class GetItem(Function):
+    """index: its parts, with `ARRAY` for each of the `arrays`."""
+
     @staticmethod
-    def forward(ctx, x, *, index: tuple):
+    def forward(ctx, x, *arrays, index: tuple):
         ctx.layout = Layout.of(x)
-        return x[index]
+        ctx.save_for_backward(*arrays)
+        return x[_filled(index, arrays)]
 
     @staticmethod
     def backward(ctx, dy):
-        index, xp = ctx.params["index"], namespace_of(dy)
-        dx = ctx.layout.full(0, dy.dtype, xp)
+        arrays, xp = ctx.saved_for_backward, namespace_of(dy)
+        index, dx = _filled(ctx.params["index"], arrays), ctx.layout.full(0, dy.dtype, xp)
         if is_basic(index):
             dx[index] = dy
         else:
             xp.add.at(dx, index, dy)
-        return dx
+        return dx, *[None] * len(arrays)
 
 
 def getitem(input: Tensor, index: Any) -> Tensor:
     """input[index]. IndexError where it points outside."""
-    return GetItem.apply(input, index=raw(index, input))
+    parts, given = raw(index, input), index if isinstance(index, tuple) else (index,)
+    arrays = [
+        part if getattr(part, "array", None) is array else Tensor(array)  # the Tensor itself counts what is written
+        for part, array in zip(given, parts, strict=False)
+        if hasattr(array, "shape")
+    ]
+    return GetItem.apply(input, *arrays, index=tuple(ARRAY if hasattr(p, "shape") else p for p in parts))
 
 
 def raw(index: Any, x: Tensor) -> tuple:
@@ -51,14 +63,21 @@ def is_basic(index: tuple) -> bool:
     return not any(isinstance(part, bool) or hasattr(part, "shape") for part in index)
 
 
+def _filled(index: tuple, arrays: Sequence[Any]) -> tuple:
+    rest = iter(arrays)
+    return tuple(next(rest) if part is ARRAY else part for part in index)
+
+
 def _part(part: Any, x: Tensor) -> Any:
-    if isinstance(part, Tensor):
+    shared = isinstance(part, Tensor)
+    if shared:
         part = part.array
+    xp = namespace_of(x.array)
     if part is None or part is Ellipsis or isinstance(part, (int, slice)):
         return part
     if isinstance(part, np.integer):
         return int(part)
-    part = namespace_of(x.array).asarray(part)
+    part = (xp.asarray if shared else xp.array)(part)  # a list or array is copied: it may be written into later
     if part.size == 0:  # an empty list: NumPy makes it float
         part = part.astype(np.int64) if part.dtype.kind == "f" else part
     if part.dtype.kind not in "iub":

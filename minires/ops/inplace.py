@@ -3,13 +3,15 @@
 Without a graph (gradients disabled, or no operand requires one) the values are written into the memory, and every
 tensor that shares it sees them. With a graph the same Tensor object goes on with the result and its node, as in a
 residual block's `out += x`; tensors that shared its memory keep the old values (in PyTorch they would see the new
-ones). A leaf that requires gradients cannot be changed within the graph.
+ones). A leaf that requires gradients cannot be changed within the graph, and no values can be written into one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from ..device import namespace_of
 from ..engine import Tensor, state
@@ -33,9 +35,13 @@ def _in_place(op: Callable[..., Tensor]) -> Callable[..., Any]:
                 f"into {self.dtype} of shape {self.shape}"
             )
         if y.node is None:
-            return self.copy_(y)
+            _overwrite(self, ..., y)
+            return self
         y = to(y, dtype=self.dtype)
-        self.array, self.node, self.requires_grad, self.version = y.array, y.node, True, y.version
+        if self.node is not None and y.node is not None and self.node.retaining() is self:  # `.grad` is of the result
+            self.node.retaining, y.node.retaining = y.node.retaining, self.node.retaining
+        self.array, self.node, self.version = y.array, y.node, y.version
+        self.requires_grad = True
         return self
 
     method.__name__ = f"{op.__name__}_"
@@ -47,10 +53,20 @@ def _write(x: Tensor, index: Any, value: Any) -> Tensor:
     """Overwrite elements, which no gradient could flow through."""
     if state.grad_enabled and (x.requires_grad or getattr(value, "requires_grad", False)):
         raise RuntimeError("cannot write values into a tensor within the graph: do it inside no_grad() or on .data")
-    value = getattr(value, "array", value)
-    x.array[index] = value
-    x.version[0] += 1
+    _overwrite(x, index, value)
     return x
+
+
+def _overwrite(x: Tensor, index: Any, value: Any) -> None:
+    x.array[index] = getattr(value, "array", value)
+    x.version[0] += 1
+
+
+def _same_shape(x: Tensor, value: Any) -> Any:
+    shape = np.shape(getattr(value, "array", value))
+    if shape != x.shape:
+        raise ValueError(f"cannot copy a value of shape {shape} into a tensor of shape {x.shape}")
+    return value
 
 
 class InPlace:
@@ -65,6 +81,16 @@ class InPlace:
     def __setitem__(self: Any, index: Any, value: Any) -> None:
         """Overwrite the elements at `index` with a Tensor, array or number; outside the graph only (RuntimeError)."""
         _write(self, raw(index, self), value)
+
+    data = property(
+        lambda self: self.detach(),
+        lambda self, value: _overwrite(self, ..., _same_shape(self, value)),
+        doc="The same array, outside the graph. Assigning to it copies values of the same shape into the memory.",
+    )
+
+    def copy_(self: Any, value: Any) -> Any:
+        """Overwrite all elements with those of a Tensor or array of the same shape; outside the graph only."""
+        return _write(self, ..., _same_shape(self, value))
 
     def fill_(self: Any, value: Any) -> Any:
         """Set every element to `value`; outside the graph only."""

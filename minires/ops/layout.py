@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 
@@ -47,12 +48,29 @@ def unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
         return dy
     ahead = dy.ndim - len(shape)
     spread = [i for i, n in enumerate(shape, ahead) if n == 1 and dy.shape[i] != 1]
-    return dy.sum(tuple([*range(ahead), *spread]), keepdims=True).reshape(shape)
+    return sum_axes(dy, (*range(ahead), *spread), keepdims=True).reshape(shape)
+
+
+def sum_axes(a: Any, axes: int | Sequence[int], keepdims: bool = False, divisor: float = 1) -> Any:
+    """The sum of `a` over `axes`, divided by `divisor`; the dtype of `a`.
+
+    Floats narrower than float64 are added in it: NumPy adds the rows one after the other where it sums over leading
+    axes, and a float32 that has reached 2^24 does not change by adding 1 to it.
+    """
+    axes = axes if isinstance(axes, int) else tuple(axes)
+    narrow = a.dtype.kind in "fV" and a.dtype.itemsize < 8
+    y = a.sum(axes, dtype=np.float64 if narrow else a.dtype, keepdims=keepdims)
+    return (y if divisor == 1 else y / divisor).astype(a.dtype, copy=False)
 
 
 def axes_of(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """The axes that `dim` names, none of them negative; None names all. NumPy's AxisError for one that is not there."""
     return tuple(range(ndim)) if dim is None else normalize_axis_tuple(dim, ndim, "dim")
+
+
+def reduced_axes(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """The axes to reduce over: those of `dim`, and all where it names none (as in PyTorch)."""
+    return axes_of(dim, ndim) or axes_of(None, ndim)
 
 
 def count(shape: Sequence[int], axes: Sequence[int]) -> int:

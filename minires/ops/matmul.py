@@ -17,18 +17,19 @@ from typing import Any
 
 from ..dispatch import run
 from ..engine import Function, Tensor
-from .layout import unbroadcast
+from .layout import sum_axes, unbroadcast
 
 
 class MatMul(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a if ctx.needs_grad[1] else None, b if ctx.needs_grad[0] else None)
-        return a @ b
+        return (a @ b).astype(a.dtype, copy=False)  # of bfloat16 NumPy makes float32
 
     @staticmethod
     def backward(ctx, dy):
         a, b = ctx.saved_for_backward
+        dtype = dy.dtype
         a_shape, b_shape = ctx.input_shapes
         if len(b_shape) == 1:  # the axes of size 1 that are gone from y
             dy = dy[..., None]
@@ -36,7 +37,7 @@ class MatMul(Function):
             dy = dy[..., None, :]
         da = _shaped(dy @ _matrix(b, column=True).swapaxes(-1, -2), a_shape, -2) if ctx.needs_grad[0] else None
         db = _shaped(_matrix(a, column=False).swapaxes(-1, -2) @ dy, b_shape, -1) if ctx.needs_grad[1] else None
-        return da, db
+        return tuple(None if d is None else d.astype(dtype, copy=False) for d in (da, db))
 
 
 def _matrix(a: Any, *, column: bool) -> Any:
@@ -65,7 +66,7 @@ class Linear(Function):
         dy = dy.reshape(math.prod(x_shape[:-1]), dy.shape[-1])
         dx = run("linear_dgrad", dy, w).reshape(x_shape) if ctx.needs_grad[0] else None
         dw = run("linear_wgrad", rows, dy) if ctx.needs_grad[1] else None
-        db = dy.sum(0) if ctx.needs_grad[2] else None
+        db = sum_axes(dy, 0) if ctx.needs_grad[2] else None
         return dx, dw, db
 
 

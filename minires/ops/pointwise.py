@@ -101,7 +101,9 @@ class Cos(Function):
 
 
 def neg(input: Tensor) -> Tensor:
-    """-input."""
+    """-input. TypeError for bools."""
+    if input.dtype == bool:
+        raise TypeError("neg: a bool tensor has no negative; use ~ to invert a mask")
     return Neg.apply(input)
 
 

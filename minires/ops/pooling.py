@@ -86,7 +86,7 @@ def _both_axes(a_h: Any, x: Any, a_w: Any) -> Any:
     """a_h x a_w^T for every image and channel, kept channels-last."""
     n, c, h, _ = x.shape
     x = a_w @ x.transpose(0, 2, 3, 1)  # (Q, W) (N, H, W, C) -> (N, H, Q, C)
-    y = a_h @ x.reshape(n, h, a_w.shape[0] * c)  # (P, H) (N, H, QC) -> (N, P, QC)
+    y = (a_h @ x.reshape(n, h, a_w.shape[0] * c)).astype(a_h.dtype, copy=False)  # (P, H) (N, H, QC) -> (N, P, QC)
     return y.reshape(n, a_h.shape[0], a_w.shape[0], c).transpose(0, 3, 1, 2)
 
 

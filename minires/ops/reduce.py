@@ -21,7 +21,7 @@ from ..device import namespace_of
 from ..engine import Function, Tensor
 from .arithmetic import div, pow, sub
 from .extremes import amax
-from .layout import Layout, axes_of, count, keep
+from .layout import Layout, count, keep, reduced_axes, sum_axes
 from .move import kind, to
 from .pointwise import abs
 
@@ -33,7 +33,7 @@ class Sum(Function):
     @staticmethod
     def forward(ctx, x, *, axes: Axes, keepdim: bool):
         ctx.layout = Layout.of(x)
-        return x.sum(axes, dtype=x.dtype, keepdims=keepdim)
+        return sum_axes(x, axes, keepdim)
 
     @staticmethod
     def backward(ctx, dy):
@@ -45,7 +45,7 @@ class Mean(Function):
     @staticmethod
     def forward(ctx, x, *, axes: Axes, keepdim: bool):
         ctx.layout = Layout.of(x)
-        return x.mean(axes, keepdims=keepdim)
+        return sum_axes(x, axes, keepdim, count(x.shape, axes) or math.nan)
 
     @staticmethod
     def backward(ctx, dy):
@@ -59,9 +59,9 @@ class Norm(Function):
     def forward(ctx, x, *, p: float, axes: Axes, keepdim: bool):
         xp = namespace_of(x)
         if p == 2:
-            y = xp.sqrt((x * x).sum(axes, keepdims=keepdim))
+            y = xp.sqrt(sum_axes(x * x, axes, keepdim))
         else:
-            y = (xp.abs(x) ** p).sum(axes, keepdims=keepdim) ** (1 / p)
+            y = sum_axes(xp.abs(x) ** p, axes, keepdim) ** (1 / p)
         ctx.save_for_backward(x, y)
         return y
 
@@ -80,7 +80,7 @@ def sum(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = N
     """The sum over `dim` (an axis, several, or None for all). Integers and bools are summed in int64."""
     if dtype is None and kind(input.dtype) < 2:
         dtype = np.int64
-    return Sum.apply(to(input, dtype=dtype), axes=axes_of(dim, input.ndim), keepdim=keepdim)
+    return Sum.apply(to(input, dtype=dtype), axes=reduced_axes(dim, input.ndim), keepdim=keepdim)
 
 
 def mean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -88,7 +88,7 @@ def mean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = 
     input = to(input, dtype=dtype)
     if kind(input.dtype) < 2:
         raise TypeError(f"mean of {input.dtype}: convert it first, with .float() or mean(..., dtype=float32)")
-    return Mean.apply(input, axes=axes_of(dim, input.ndim), keepdim=keepdim)
+    return Mean.apply(input, axes=reduced_axes(dim, input.ndim), keepdim=keepdim)
 
 
 def norm(input: Tensor, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
@@ -105,16 +105,28 @@ def norm(input: Tensor, p: float | str = 2, dim: Dim = None, keepdim: bool = Fal
         return amax(abs(input), dim, keepdim)
     if p == 1:
         return sum(abs(input), dim, keepdim)
-    return Norm.apply(input, p=p, axes=axes_of(dim, input.ndim), keepdim=keepdim)
+    return Norm.apply(input, p=p, axes=reduced_axes(dim, input.ndim), keepdim=keepdim)
 
 
-def var(input: Tensor, dim: Dim = None, *, correction: int = 1, keepdim: bool = False) -> Tensor:
-    """The variance over `dim`: sum (x - mean)^2 / (n - correction); correction 0 for the biased one."""
-    n = count(input.shape, axes_of(dim, input.ndim)) - correction
+def var(
+    input: Tensor, dim: Dim = None, *, correction: int = 1, unbiased: bool | None = None, keepdim: bool = False
+) -> Tensor:
+    """The variance over `dim`: sum (x - mean)^2 / (n - correction); biased with correction 0 or unbiased=False.
+
+    Infinite, or nan where all elements are equal, if n <= correction.
+    """
+    n = _freedom(input, dim, correction, unbiased)
     return div(sum(pow(sub(input, mean(input, dim, True)), 2), dim, keepdim), n)
 
 
-def std(input: Tensor, dim: Dim = None, *, correction: int = 1, keepdim: bool = False) -> Tensor:
+def std(
+    input: Tensor, dim: Dim = None, *, correction: int = 1, unbiased: bool | None = None, keepdim: bool = False
+) -> Tensor:
     """The standard deviation over `dim`, the root of `var`; its gradient is 0 where all elements are equal."""
-    n = count(input.shape, axes_of(dim, input.ndim)) - correction
+    n = _freedom(input, dim, correction, unbiased)
     return div(norm(sub(input, mean(input, dim, True)), 2, dim, keepdim), n**0.5)
+
+
+def _freedom(x: Tensor, dim: Dim, correction: int, unbiased: bool | None) -> int:
+    correction = correction if unbiased is None else int(unbiased)
+    return builtins.max(count(x.shape, reduced_axes(dim, x.ndim)) - correction, 0)

@@ -113,10 +113,16 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """The tensors one after the other along `dim`; their other sizes must be equal."""
+    """The tensors one after the other along `dim`; their other sizes must be equal.
+
+    Among tensors with more axes those of shape (0,) are skipped, as in PyTorch: lists that began empty.
+    """
     if not tensors:
         raise ValueError("cat needs at least one tensor")
-    dtype, (axis,) = promoted(*tensors), axes_of(dim, tensors[0].ndim)
+    dtype = promoted(*tensors)
+    if any(t.ndim != 1 for t in tensors):
+        tensors = [t for t in tensors if t.shape != (0,)]
+    (axis,) = axes_of(dim, tensors[0].ndim)
     return Cat.apply(*(to(t, dtype=dtype) for t in tensors), axis=axis)
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..device import namespace_of
 from ..engine import Tensor
-from .move import kind
+from .move import kind, to
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -66,7 +66,7 @@ def class_targets(
         where = "" if not at else f" at row {at[0]}" if len(at) == 1 else f" at {tuple(at)}"
         raise ValueError(f"{name}: target {int(t[tuple(at)])}{where} is not a class: there are {classes}")
     if weight is None and not ignored.any():
-        return Tensor(t.astype("int64", copy=False)), None, t.size
+        return to(target, dtype="int64"), None, t.size
     t = t.astype("int64")
     t[ignored] = 0
     weights = (~ignored).astype(input.array.real.dtype)

@@ -18,6 +18,7 @@ from .convert import Conversions
 from .inplace import InPlace
 from .matmul import matmul
 from .move import kind, operand
+from .remainder import floor_divide, remainder
 from .softmax import log_softmax, softmax
 
 
@@ -36,6 +37,9 @@ class Methods(Comparisons, Conversions, InPlace):
     __add__, __sub__, __mul__, __truediv__, __pow__ = add, sub, mul, div, pow
     __radd__, __rsub__, __rmul__ = _reflected(add), _reflected(sub), _reflected(mul)
     __rtruediv__, __rpow__ = _reflected(div), _reflected(pow)
+    floor_divide, remainder = floor_divide, remainder
+    __floordiv__, __mod__ = floor_divide, remainder
+    __rfloordiv__, __rmod__ = _reflected(floor_divide), _reflected(remainder)
     matmul, __matmul__, __rmatmul__ = matmul, _matmul, _reflected(_matmul)
     neg = __neg__ = pointwise.neg
     abs = __abs__ = pointwise.abs

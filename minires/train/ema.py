@@ -91,7 +91,7 @@ class EMA:
     def _swap(self) -> None:
         for name, tensor in self._tensors.items():
             kept = tensor.array.copy(order="K")
-            tensor.copy_(self._averages[name])
+            tensor.data = self._averages[name]
             self._averages[name][...] = kept
 
     def _not_applied(self, what: str) -> None:
