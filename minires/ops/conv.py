@@ -16,8 +16,9 @@ Source: LeCun et al. 1989; names of the three directions from cuDNN (Chetlur et 
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, Literal
+
+import numpy as np
 
 from ..dispatch import run
 from ..engine import Function, Tensor
@@ -80,7 +81,9 @@ def pair(value: Any, name: str, least: int = 1) -> Pair:
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(both) == 1:
         both *= 2
-    if len(both) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= least for n in both):
+    if len(both) != 2 or not all(
+        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= least for n in both
+    ):
         raise ValueError(f"{name}={value!r} must be an int or a pair of ints, each at least {least}")
     return int(both[0]), int(both[1])
 
