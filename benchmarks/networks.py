@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .peers import load_torch
 from .provenance import write
 
 LEARNING: dict[str, Any] = dict(lr=0.1, momentum=0.9, weight_decay=1e-4)
+_PAUSE = 0.5  # seconds in which the threads of the library measured before stop spinning
 SETUPS = ("minires", "torch", "torch_channels_last")
 
 
@@ -94,6 +96,7 @@ class _Worker:
     def measure(self, steps: int) -> float:
         """Seconds per step."""
         assert self.process.stdin is not None
+        time.sleep(_PAUSE)
         print(steps, file=self.process.stdin, flush=True)
         return self.read()
 
@@ -153,8 +156,6 @@ def _torch_step(torch: Any, model_name: str, images: np.ndarray, labels: np.ndar
 
 def _work(library: str, model: str, batch: int, size: int, threads: int) -> None:
     """Print the loss of the first step; then, for each number of steps on stdin, the seconds per step."""
-    import time
-
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((batch, 3, size, size)).astype(np.float32), rng.integers(0, 10, batch)
     if library == "minires":

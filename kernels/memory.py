@@ -7,13 +7,31 @@ kernel forgets to write is then seen.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
 _poison = False
 _PATTERNS = {4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 copies = 0  # how many activations had to be copied into channels-last order; 0 in a network that is all ours
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of handing it back to the system.
+
+    A large array is otherwise new memory each time, and touching it costs a page fault every 4 KiB: a fifth of a
+    training step (ResNet-20 at batch 128: 165 ms against 129, at the same peak). Other C libraries go as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_keep_freed_memory()
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
