@@ -1,8 +1,8 @@
 """Numba, set up once: flags, threads, and a disk cache that notices every edit.
 
 Numba's own cache looks at one source file and misses an edit in a callee's file. Here the cache folder is named
-after a hash of all source under `kernels/`, so that an edit anywhere starts afresh (Numba adds its own version and
-the CPU to the key).
+after a hash of all source under `kernels/` that a CPU kernel could call, so that an edit anywhere starts afresh (Numba
+adds its own version and the CPU to the key).
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Never "nnan" or "ninf": a NaN must stay a NaN.
 FASTMATH = {"contract", "reassoc", "nsz"}
 _KEEP_DAYS = 30
+_NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change no CPU kernel
 
 
 @functools.cache
 def source_hash() -> str:
-    """A hash of all Python source under kernels/ and of the settings that change what it compiles to."""
+    """A hash of the CPU's Python source under kernels/ and of the settings that change what it compiles to."""
     digest = hashlib.sha256(os.environ.get("MINIRES_SIMD", "").encode())
     root = Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
+        if _NOT_FOR_CPU.intersection(path.relative_to(root).parts):
+            continue
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
