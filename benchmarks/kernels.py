@@ -30,6 +30,7 @@ from .worker import Worker
 
 FIRST_STEP = 1  # step 0, the definition, is only timed where asked for
 TURN, PAUSE = 0.02, 0.005  # seconds
+_CONVOLUTIONS = tuple(f"conv2d_{direction}" for direction in layers.DIRECTIONS)
 PEER_ERROR = 1e-3  # of the largest output: enough to see that it computes the same
 _HEAD = f"  {'kernel':28} {'ms':>8}  GFLOP/s  of FMA  of copy  of floor  time / PyTorch's"
 
@@ -113,11 +114,11 @@ def kernels(
 
 def _jobs(group: str, network: str | None) -> Iterator[_Job]:
     for problem in registry.problems():
-        if problem.name.startswith("conv2d") and problem.name.startswith(group):
+        if problem.name in _CONVOLUTIONS and problem.name.startswith(group):
             for layer in (layer for name in layers.NETWORKS if network in (None, name) for layer in layers.layers(name)):
                 if not (layer.first and problem.name == "conv2d_dgrad"):  # images need no gradient
                     yield _Job(problem, layer.case, layer)
-        elif problem.name.startswith(group) and network is None:
+        elif problem.name.startswith(group) and group != "conv2d" and network is None:
             yield from (_Job(problem, case) for case in problem.cases if "bench" in case.tags)
 
 
@@ -148,7 +149,7 @@ def _measure(
     worst, wrong, peers = {}, {}, []
     for k in competing:
         try:
-            worst[k.name] = trial.compare(trial.run(k, "channels_last"), k.error_factor)
+            worst[k.name] = trial.compare(trial.run(k, "channels_last"), k)
             rivals[k.name] = lambda turn, k=k: burst(lambda: k(*arrays, **trial.params), turn)
         except Wrong as error:
             wrong[k.name] = f"{error.failure}: {error}"
