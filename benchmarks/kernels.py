@@ -115,7 +115,9 @@ def kernels(
 def _jobs(group: str, network: str | None) -> Iterator[_Job]:
     for problem in registry.problems():
         if problem.name in _CONVOLUTIONS and problem.name.startswith(group):
-            for layer in (layer for name in layers.NETWORKS if network in (None, name) for layer in layers.layers(name)):
+            for layer in (
+                layer for name in layers.NETWORKS if network in (None, name) for layer in layers.layers(name)
+            ):
                 if not (layer.first and problem.name == "conv2d_dgrad"):  # images need no gradient
                     yield _Job(problem, layer.case, layer)
         elif problem.name.startswith(group) and group != "conv2d" and network is None:
@@ -197,9 +199,7 @@ def _row(job: _Job, name: str, step: int | str, chosen: bool) -> dict[str, Any]:
 _NO_PEAKS = ("fma_gflop_per_s", "copy_gbyte_per_s", "sgemm_gflop_per_s")
 
 
-def _numbers(
-    samples: Samples, name: str, fastest: str | None, flops: int, moved: int, peaks: Peaks
-) -> dict[str, str]:
+def _numbers(samples: Samples, name: str, fastest: str | None, flops: int, moved: int, peaks: Peaks) -> dict[str, str]:
     t = timing(samples[name])
     to_peer: Timing | None = ratio(samples, name, fastest) if fastest else None
     return {
