@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .memory_use import peak_bytes, reset_peak, resident_bytes
-from .worker import serve, take_channel
+from .worker import burst, serve, take_channel
 
 LEARNING: dict[str, Any] = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
 _SAMPLES = 64  # elements of a gradient that are compared
@@ -59,12 +59,13 @@ class Setting:
 
 
 # A contestant imports its library when it is made, and returns `begin`, which builds the network. That returns the step
-# that is timed and, for training, what the first step gave: loss and gradients by name. A step returns its loss or logits.
+# that is timed, which returns its loss or logits, and a function that returns the gradients by name after a step.
 
 
 def _minires(setting: Setting, training: bool) -> Callable[[], Any]:
-    import minires
     import minires.kernels.cpu.jit as jit  # pyright: ignore[reportMissingImports]
+
+    import minires
     import minires.models
     import minires.optim
 
@@ -231,8 +232,6 @@ def _work(channel: Any, library: str, what: str, precision: str, model: str, *nu
 
     def answer(message: dict[str, Any]) -> dict[str, Any]:
         if message["do"] == "measure":
-            from .turns import burst
-
             return {"seconds": burst(step, message["seconds"])}
         reset_peak()
         for _ in range(_MEMORY_STEPS):

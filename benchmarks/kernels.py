@@ -7,6 +7,7 @@ the same inputs, each in a process of its own; PyTorch in both memory layouts, o
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from . import layers
 from .peaks import Peaks, measure
 from .peers import sampled
 from .provenance import write
-from .turns import Samples, best, burst, in_turn, ratio
-from .worker import Worker
+from .turns import Samples, best, in_turn, ratio
+from .worker import Worker, burst
 
 FIRST_STEP = 1  # step 0, the definition, is only timed where asked for
 TURN, PAUSE = 0.02, 0.005  # seconds
@@ -174,7 +175,11 @@ def _measure(
 
 def _invite(job: _Job, trial: Trial, rival: Worker) -> dict[str, Any]:
     """PyTorch's layouts as rivals, if what they compute is right."""
-    answer = rival.ask(do="load", problem=job.problem.name, params=dict(job.case.params))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "inputs.npz")
+        np.savez(file, **{name: a for name, a in trial.arrays.items() if a is not None})
+        message = dict(problem=job.problem.name, params=trial.params, arrays=[*trial.arrays], file=str(file))
+        answer = rival.ask(do="load", **message)
     found = {}
     for layout, values in answer.items():
         wanted = sampled(np.asarray(trial.wanted[0]))
@@ -231,21 +236,29 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Geometric means of the chosen kernels' ratios: by network and direction, and over ResNet-18 and -50's 3x3
-    layers at stride 1 in all directions. rows: as in the results file."""
-    found = [row for row in rows if int(row["chosen"] or 0) and row["ratio"] and row["network"]]
-    networks = {row["network"]: None for row in found}
-    if networks:
-        yield f"\n* what dispatch chooses. Time / PyTorch's better layout, geometric means:\n{'':24}fprop   dgrad   wgrad"
-    for network in networks:
-        cells = []
-        for direction in layers.DIRECTIONS:
-            mine = [r for r in found if r["network"] == network and r["problem"] == f"conv2d_{direction}"]
-            cells.append(f"{layers.geometric_mean([float(r['ratio']) for r in mine]):.2f}" if mine else "    ")
-        yield f"  {network:20}  {'    '.join(cells)}"
-    plain = plain_3x3(found)
+    """The geometric means as lines of text."""
+    means = by_direction(rows)
+    if means:
+        yield "\n* what dispatch chooses. Time / PyTorch's better layout, geometric means:"
+        yield f"  {'':20}" + "".join(f"{direction:>8}" for direction in layers.DIRECTIONS)
+    for network, found in means.items():
+        yield f"  {network:20}" + "".join(f"{mean:8.2f}" if mean else f"{'':8}" for mean in found)
+    plain = plain_3x3(rows)
     if plain is not None:
         yield f"  3x3 at stride 1 of ResNet-18 and -50, all directions: {plain:.2f}"
+
+
+def by_direction(rows: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """By network: the geometric mean of the chosen kernels' ratios in each direction. rows: as in the results file."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["network"] and int(row["chosen"]) and row["ratio"]:
+            direction = row["problem"].removeprefix("conv2d_")
+            found.setdefault(row["network"], {}).setdefault(direction, []).append(float(row["ratio"]))
+    return {
+        network: [layers.geometric_mean(ratios[d]) if d in ratios else None for d in layers.DIRECTIONS]
+        for network, ratios in found.items()
+    }
 
 
 def plain_3x3(rows: list[dict[str, Any]]) -> float | None:
@@ -257,5 +270,5 @@ def plain_3x3(rows: list[dict[str, Any]]) -> float | None:
         for direction in layers.DIRECTIONS
         if layer.plain_3x3
     }
-    there = {(r["problem"], r["case"]): float(r["ratio"]) for r in rows if int(r["chosen"] or 0) and r["ratio"]}
+    there = {(r["problem"], r["case"]): float(r["ratio"]) for r in rows if int(r["chosen"]) and r["ratio"]}
     return layers.geometric_mean([there[key] for key in wanted]) if wanted <= there.keys() else None

@@ -1,7 +1,7 @@
 """The same work by PyTorch (on the CPU: oneDNN), where it is installed. Nothing else in the project's code uses it.
 
-`python -m benchmarks.peers THREADS` is the worker of `benchmarks.kernels`: told a case, it draws the same inputs and
-answers with numbers of its outputs; told a layout, with its time.
+`python -m benchmarks.peers THREADS` is the worker of `benchmarks.kernels`: given a file of inputs, it answers with
+numbers of its outputs; told a layout, with its time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .worker import serve, take_channel
+from .worker import burst, serve, take_channel
 
 LAYOUTS = ("contiguous", "channels_last")
 SAMPLED = 64  # outputs that are compared
@@ -94,18 +94,13 @@ class _Rivals:
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["do"] == "measure":
-            from .turns import burst
-
             with self.torch.no_grad():
                 return {"seconds": burst(self.calls[message["layout"]], message["seconds"])}
-        from minires.kernels import registry  # pyright: ignore[reportMissingImports]
-        from minires.kernels.checking import Trial  # pyright: ignore[reportMissingImports]
-
         params = {name: tuple(v) if isinstance(v, list) else v for name, v in message["params"].items()}
-        case = registry.Case("told", params)
-        trial = Trial(registry.problem(message["problem"]), case, "float32")
-        layouts = LAYOUTS if any(a is not None and a.ndim == 4 for a in trial.arrays.values()) else LAYOUTS[:1]
-        calls = {one: peer(self.torch, message["problem"], trial.arrays, trial.params, one) for one in layouts}
+        with np.load(message["file"]) as saved:
+            arrays = {name: saved[name] if name in saved else None for name in message["arrays"]}
+        layouts = LAYOUTS if any(a is not None and a.ndim == 4 for a in arrays.values()) else LAYOUTS[:1]
+        calls = {one: peer(self.torch, message["problem"], arrays, params, one) for one in layouts}
         self.calls = {name: call for name, call in calls.items() if call is not None}
         with self.torch.no_grad():
             return {name: sampled(call().numpy()).tolist() for name, call in self.calls.items()}

@@ -11,17 +11,6 @@ Rival = Callable[[float], float]  # seconds that a turn should last -> seconds p
 Samples = dict[str, list[float]]  # by rival: seconds per call, round by round
 
 
-def burst(call: Callable[[], object], seconds: float) -> float:
-    """Seconds per call, called again and again for at least `seconds`."""
-    start, n = time.perf_counter(), 0
-    while True:
-        call()
-        n += 1
-        spent = time.perf_counter() - start
-        if spent >= seconds:
-            return spent / n
-
-
 def in_turn(rivals: Mapping[str, Rival], seconds: float, turn: float, pause: float, least: int = 5) -> Samples:
     """Measure the rivals round by round, for so many seconds in all but at least `least` rounds.
 

@@ -1,4 +1,7 @@
-"""A process of its own for one rival: asked by lines of JSON, it answers by lines of JSON and sleeps in between."""
+"""A process of its own for one rival: asked by lines of JSON, it answers by lines of JSON and sleeps in between.
+
+What a peer's process imports must not import minires, which changes how memory is kept and how threads wait.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +74,17 @@ class Worker:
             self.process.wait()
         self.process.stdout.close()
         self.log.close()
+
+
+def burst(call: Callable[[], object], seconds: float) -> float:
+    """Seconds per call, called again and again for at least `seconds`."""
+    start, n = time.perf_counter(), 0
+    while True:
+        call()
+        n += 1
+        spent = time.perf_counter() - start
+        if spent >= seconds:
+            return spent / n
 
 
 def serve(first: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]], channel: Any) -> None:
