@@ -1,6 +1,7 @@
 """`python -m benchmarks` checks, times and writes what it measured with its provenance."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,18 @@ def test_roofline(tmp_path):
         assert image.width > 800 and np.asarray(image.convert("L")).std() > 10
     with pytest.raises(ValueError, match="no times of convolutions"):
         roofline.draw(rows[-1:], tmp_path / "none.png")
+
+
+@pytest.mark.peers
+def test_pytorch_convolves_by_onednn_in_all_directions():
+    pytest.importorskip("torch")
+    code = (
+        "import torch\n"
+        "x, w = torch.randn(2, 16, 32, 32).requires_grad_(), torch.randn(16, 16, 3, 3).requires_grad_()\n"
+        "for layout in (torch.contiguous_format, torch.channels_last):\n"
+        "    torch.conv2d(x.to(memory_format=layout), w.to(memory_format=layout), None, 1, 1).sum().backward()"
+    )
+    environment = os.environ | {"ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("primitive,exec,cpu,convolution") == 6
