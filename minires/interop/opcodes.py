@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .refusal import Cursor
 
-MOST_OPCODES = 1 << 21  # ends in about two seconds; enough for 60,000 tensors
+MOST_OPCODES = 1 << 20  # read in about a second; enough for 20,000 tensors
 _LONGEST_INTEGER = 16  # bytes
 _MOST_DIMENSIONS = 64  # NumPy's limit
 

@@ -29,6 +29,8 @@ from .zip_index import Entry, read_index
 ZIP_START, STREAM_START = b"PK\3\4", b"\x80\x02\x8a\x0a"  # a stream begins with its magic number
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+# the last are what newer versions of PyTorch note down: .format_version, .data/serialization_id
+_KNOWN_ENTRY = re.compile(r"data\.pkl|byteorder|version|data/[0-9]{1,10}|\.[a-z_]+(/[a-z_]+)?")
 _DTYPES = {
     "Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": ml_dtypes.bfloat16,
     "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?",
@@ -136,8 +138,7 @@ class _Zip(_Reader):
         """The name without the folder that all entries lie in, if it is one that a checkpoint may have."""
         root, slash, inner = name.partition("/")
         self.root = getattr(self, "root", root)
-        known = inner in ("data.pkl", "byteorder", "version") or inner.startswith(".")
-        if not slash or root != self.root or not (known or re.fullmatch(r"data/[0-9]{1,10}", inner)):
+        if not slash or root != self.root or not _KNOWN_ENTRY.fullmatch(inner):
             code = inner.startswith("code/") or inner == "constants.pkl"
             what = "a TorchScript archive, which holds code" if code else "no state dict has such a file"
             self.cursor.refuse(f"zip entry {name[:80]!r}: {what}", entry.at)

@@ -54,8 +54,10 @@ def read_index(data: memoryview, file: str) -> dict[str, Entry]:
     for one, limit in zip(said, limits, strict=True):
         if one.name in found:
             cursor.refuse(f"two zip entries are named {one.name[:80]!r}", one.at)
+        if not free <= one.header < cursor.end:
+            cursor.refuse(f"zip entry {one.name[:80]!r} overlaps another, or lies beyond the end", one.at)
         start = _local(Cursor(data, file, one.header, limit), one)
-        if one.header < free or start + one.size > limit:
+        if start + one.size > limit:
             cursor.refuse(f"zip entry {one.name[:80]!r} overlaps another or the directory", one.at)
         free = start + one.size
         found[one.name] = Entry(start, free, one.crc32, one.at)
@@ -135,7 +137,7 @@ def _zip64(extra: Cursor, wanted: list[bool]) -> list[int | None]:
 def _local(cursor: Cursor, said: _Said) -> int:
     """Where the entry's bytes begin, after its local header, which must say what the directory says."""
     at = cursor.at
-    if at >= cursor.end or bytes(cursor.take(4)) != _LOCAL:
+    if bytes(cursor.take(4)) != _LOCAL:
         cursor.refuse(f"no local header of zip entry {said.name[:80]!r} stands here", at)
     cursor.take(2)  # version
     flags, method = cursor.number(2), cursor.number(2)
