@@ -263,6 +263,7 @@ TENSORS = {
     + b"R",
     "no storage": tensor(where=text("0")),
     "hooks": tensor(rest=b"\x89](K\x01e"),
+    "hooks that are a tensor": b"](" + tensor() + b"q\x00" + tensor(rest=b"\x89h\x00") + b"e",
     "metadata": tensor(rest=b"\x89" + DICT + b"}(" + text("neg") + b"\x88u"),
     "three arguments": name("torch._utils", "_rebuild_tensor") + items(storage(), number(0), b")") + b"R",
     "nine arguments": tensor(rest=b"\x89" + DICT + b"NNN"),

@@ -55,6 +55,16 @@ def _renamed_local():
     return change(GOOD, (30, b"a/data.pkx"))
 
 
+def _moved(more, where):
+    """GOOD with more bytes at a place, and a directory that knows it."""
+    data = GOOD[:where] + more + GOOD[where:]
+    for nth in (0, 1):
+        at = directory(data, nth) + 42
+        old = struct.unpack("<I", data[at : at + 4])[0]
+        data = change(data, (at, struct.pack("<I", old + len(more) * (old >= where))))
+    return change(data, (-6, struct.pack("<I", directory(data))))
+
+
 def _overlap():
     """Two entries with one place in the file."""
     first = struct.pack("<I", 0)
@@ -109,6 +119,9 @@ ZIPS = {
     "fewer entries than said": change(GOOD, (-14, b"\3\0\3\0")),
     "as many entries as fit nowhere": _big_directory(),
     "directory elsewhere": change(GOOD, (-6, b"\0\0\0\0")),
+    "a hidden entry before": _moved(GOOD[:40] + bytes(4), 0),
+    "a gap between entries": _moved(bytes(25), GOOD.index(b"PK\3\4", 4)),
+    "local header with other sizes": change(GOOD, (18, b"\1\0\0\0\1\0\0\0")),
     "big-endian": with_entry("a/byteorder", b"big"),
     "name that is no UTF-8": GOOD.replace(b"a/data/0", b"\xff/data/0"[:8]),
     "something after the pickle": zipped(program(tensor()) + b"}.", {"0": bytes(16)}),

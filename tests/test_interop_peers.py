@@ -140,7 +140,7 @@ def test_what_pytorch_writes_as_objects_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"it asks for 'torch\.nn\.modules\.linear\.Linear'.*state_dict\(\)"):
         minires.load(tmp_path / "x.pth")
     torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "y.pth"))
-    with pytest.raises(CheckpointError, match="TorchScript|asks for"):
+    with pytest.raises(CheckpointError, match=r"TorchScript|asks for"):
         minires.load(tmp_path / "y.pth")
 
 

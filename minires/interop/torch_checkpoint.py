@@ -103,13 +103,13 @@ class _Reader:
             if claim.dtype == "torch.BoolStorage" and values[claim.key].max(initial=0) > 1:
                 self.cursor.refuse(f"storage {claim.key!r} of Bool holds a byte that is neither 0 nor 1", claim.at)
         for tensor, storage, offset, shape, strides, dtype in self.waiting:
-            whole = values[storage.key].view(_dtype(dtype or storage.dtype))
+            kind = _dtype(dtype or storage.dtype)
             if 0 in shape:
-                tensor.array = np.empty(shape, whole.dtype)
+                tensor.array = np.empty(shape, kind)
                 continue
-            size = whole.dtype.itemsize
-            part = whole[storage.start + offset :]
-            tensor.array = np.lib.stride_tricks.as_strided(part, shape, [size * stride for stride in strides])
+            size, start = kind.itemsize, storage.start + offset
+            steps = [size * stride for stride in strides]
+            tensor.array = np.ndarray(shape, kind, values[storage.key], start * size, steps)  # checks it once more
 
     def check_size(self, claim: Storage, size: int, at: int) -> None:
         expected = claim.whole * _dtype(claim.dtype).itemsize
@@ -120,7 +120,8 @@ class _Reader:
 class _Zip(_Reader):
     def read(self) -> Any:
         entries = read_index(self.cursor.data, self.file)
-        self.entries = {self.inner(name, entry): entry for name, entry in entries.items()}
+        root = next(iter(entries), "").partition("/")[0]
+        self.entries = {self.inner(name, root, entry): entry for name, entry in entries.items()}
         if "data.pkl" not in self.entries:
             self.cursor.refuse("the zip archive has no data.pkl: it is no checkpoint of PyTorch")
         if "byteorder" in self.entries and self.content("byteorder") != b"little":
@@ -134,11 +135,10 @@ class _Zip(_Reader):
         self.fill({claim.key: self.storage(claim) for claim in self.claims.values()})
         return found
 
-    def inner(self, name: str, entry: Entry) -> str:
-        """The name without the folder that all entries lie in, if it is one that a checkpoint may have."""
-        root, slash, inner = name.partition("/")
-        self.root = getattr(self, "root", root)
-        if not slash or root != self.root or not _KNOWN_ENTRY.fullmatch(inner):
+    def inner(self, name: str, root: str, entry: Entry) -> str:
+        """The name without `root`, the folder that all entries lie in, if it is one that a checkpoint may have."""
+        inner = name.removeprefix(f"{root}/")
+        if inner == name or not _KNOWN_ENTRY.fullmatch(inner):
             code = inner.startswith("code/") or inner == "constants.pkl"
             what = "a TorchScript archive, which holds code" if code else "no state dict has such a file"
             self.cursor.refuse(f"zip entry {name[:80]!r}: {what}", entry.at)

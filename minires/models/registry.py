@@ -77,7 +77,7 @@ def create_model(
     given = {"num_classes": num_classes, "in_channels": in_channels, **options}
     said = options_of({ours: state[theirs] for theirs, ours in interop.our_names(state).items()})
     model = _BUILDERS[name](**{**said, **{option: value for option, value in given.items() if value is not None}})
-    interop.load_weights(model, state, source="the weights" if isinstance(weights, Mapping) else str(weights))
+    interop.load_weights(model, state, source=None if isinstance(weights, Mapping) else str(weights))
     return model
 
 
