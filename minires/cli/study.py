@@ -7,9 +7,9 @@ import inspect
 import json as jsonlib
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 from cyclopts import App, Parameter
 
@@ -17,7 +17,7 @@ from .. import study
 from .values import Whole
 
 RUNS = Path("runs/study")
-_NUMBERS = {int: Whole, tuple[int, ...]: tuple[Whole, ...]}
+_WHOLE: dict[Any, Any] = {int: Whole, int | None: Optional[Whole], tuple[int, ...]: tuple[Whole, ...]}
 
 app = App(name="study", help="Experiments on backpropagation through skip connections.")
 app.default_parameter = Parameter(consume_multiple=True, negative=())
@@ -52,30 +52,30 @@ def command_of(function: Callable[..., study.Result]) -> Callable[..., int]:
     @functools.wraps(function)
     def command(*arguments: Any, out: Path | None = None, json: bool = False, **settings: Any) -> int:
         result = function(*arguments, **settings, on_note=_note)
-        return _show(result, out or RUNS / _folder(result), json)
+        return _show(result, out or RUNS / result.folder, json)
 
     kinds = typing.get_type_hints(function)
     parameters = [
         p.replace(
-            annotation=_NUMBERS.get(kinds[p.name], kinds[p.name]),
-            kind=p.kind if not i and p.default is p.empty else p.KEYWORD_ONLY,
+            annotation=_WHOLE.get(kinds[p.name], kinds[p.name]),
+            kind=p.POSITIONAL_ONLY if p.default is p.empty else p.KEYWORD_ONLY,
         )
-        for i, p in enumerate(inspect.signature(function).parameters.values())
+        for p in inspect.signature(function).parameters.values()
         if p.name != "on_note"
     ]
-    extra: dict[str, tuple[Any, Any, str]] = {
-        "out": (Path | None, None, "The folder to write to; by default runs/study/NAME."),
-        "json": (bool, False, "Print one JSON object instead of tables."),
-    }
-    for name, (kind, default, says) in extra.items():
-        annotation = Annotated[kind, Parameter(help=says, negative=())]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    command.__signature__ = inspect.Signature(parameters, return_annotation=int)  # pyright: ignore
-    command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
-    del command.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
+    own = inspect.signature(_own_flags, eval_str=True).parameters.values()
+    command.__signature__ = inspect.Signature([*parameters, *own], return_annotation=int)  # pyright: ignore
+    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *own)}
+    del command.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]  (else its signature would be read)
     return command
+
+
+def _own_flags(
+    *,
+    out: Annotated[Path | None, Parameter(help="The folder to write to; by default runs/study/NAME.")] = None,
+    json: Annotated[bool, Parameter(help="Print one JSON object instead of tables.", negative=())] = False,
+) -> None:
+    """What every experiment's command has."""
 
 
 def _show(result: study.Result, folder: Path, json: bool) -> int:
@@ -83,17 +83,17 @@ def _show(result: study.Result, folder: Path, json: bool) -> int:
     if json:
         print(jsonlib.dumps({**result.to_json(), "files": files}, ensure_ascii=False))
         return 0
-    print(result)
-    print(f"\nwritten: {', '.join(files)}" + _without_plot(files))
+    from rich.console import Console
+
+    console = Console()
+    if isinstance(result, study.Trace) and console.is_terminal:
+        console.print(result)
+    else:
+        print(result)
+    print(f"\nwritten: {', '.join(files)}")
+    if not any(file.endswith(".png") for file in files):
+        _note("no plot: drawing it needs matplotlib (pip install 'minires[demo]')")
     return 0
-
-
-def _without_plot(files: Iterable[str]) -> str:
-    return "" if any(f.endswith(".png") for f in files) else " (plots need matplotlib: pip install 'minires[demo]')"
-
-
-def _folder(result: study.Result) -> str:
-    return result.name
 
 
 def _note(text: str) -> None:
@@ -106,3 +106,4 @@ def _first_line(module: Any) -> str:
 
 for _place, (_name, _experiment) in enumerate(study.EXPERIMENTS.items(), 2):
     app.command(command_of(_experiment), name=_name, sort_key=_place)
+app.command(command_of(study.trace), name="trace", sort_key=len(study.EXPERIMENTS) + 2)

@@ -16,6 +16,7 @@ from .lesion import Lesion, lesion
 from .result import Finding, Result, Table
 from .shatter import Shatter, shatter
 from .toposort import Toposort, toposort
+from .trace import Trace, trace, walk
 
 EXPERIMENTS: dict[str, Callable[..., Result]] = {
     f.__name__: f for f in (toposort, gradients, branches, lesion, shatter)
@@ -31,9 +32,12 @@ __all__ = [
     "Shatter",
     "Table",
     "Toposort",
+    "Trace",
     "branches",
     "gradients",
     "lesion",
     "shatter",
     "toposort",
+    "trace",
+    "walk",
 ]

@@ -112,9 +112,8 @@ class Branches(Result):
                 f"at {last}",
             ]
             title = (
-                f"{name}: share of the gradient (%) that comes through the residual branch; the rest comes by the\n"
-                f"  skip. {self.images} images of digits; after epoch {last} {self.errors[name]:.1f} % of the test images "
-                "are wrong."
+                f"{name}: share of the gradient (%) that comes through the residual branch; the rest comes by the\n  skip. "
+                f"{self.images} images of digits; after {last} epochs {self.errors[name]:.1f} % of the test images wrong."
             )
             tables.append(Table(title, head, rows, range(1, len(head))))
         return tables

@@ -85,6 +85,11 @@ class Result:
     name: ClassVar[str]  # of the experiment
     size: ClassVar[tuple[float, float]] = (9.0, 4.0)  # of the plot, in inches
 
+    @property
+    def folder(self) -> str:
+        """The name of the folder that it is written to."""
+        return self.name
+
     def tables(self) -> list[Table]:
         """The measured numbers, to read."""
         raise NotImplementedError
