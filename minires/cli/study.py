@@ -9,15 +9,19 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from .. import study
-from .values import Whole
+from .values import Whole, whole
 
 RUNS = Path("runs/study")
-_WHOLE: dict[Any, Any] = {int: Whole, int | None: Optional[Whole], tuple[int, ...]: tuple[Whole, ...]}
+_WHOLE: dict[Any, Any] = {
+    int: Whole,
+    int | None: Annotated[int | None, Parameter(converter=whole)],
+    tuple[int, ...]: tuple[Whole, ...],
+}
 
 app = App(name="study", help="Experiments on backpropagation through skip connections.")
 app.default_parameter = Parameter(consume_multiple=True, negative=())

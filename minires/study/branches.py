@@ -112,8 +112,9 @@ class Branches(Result):
                 f"at {last}",
             ]
             title = (
-                f"{name}: share of the gradient (%) that comes through the residual branch; the rest comes by the\n  skip. "
-                f"{self.images} images of digits; after {last} epochs {self.errors[name]:.1f} % of the test images wrong."
+                f"{name}: share of the gradient (%) that comes through the residual branch; the rest by the skip. "
+                f"{self.images} images of digits; after {last} epochs {self.errors[name]:.1f} % of the test images are "
+                "wrong."
             )
             tables.append(Table(title, head, rows, range(1, len(head))))
         return tables

@@ -147,7 +147,7 @@ class Gradients(Result):
             rows.append((p.network, "BN" if p.norm else "no BN", str(p.step), loss, ratio, per_layer, activation))
         title = (
             f"{self.images} images of digits; SGD, lr {self.lr:g}, seed {self.seed}. first/last: |g|/|w| of the first "
-            "block's\n  convolution over the last's. per layer: growth of the gradient, going back, per convolution."
+            "block's convolution over the last's. per layer: growth of the gradient, going back, per convolution."
         )
         head = ("network", "", "step", "loss", "first/last", "per layer", "activation last/first")
         return [Table(title, head, rows, (2, 3, 4, 5, 6))]

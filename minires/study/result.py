@@ -76,7 +76,8 @@ class Table:
     right: Sequence[int] = ()
 
     def __str__(self) -> str:
-        return f"{self.title}\n\n{textwrap.indent(table(self.head, self.rows, self.right), '  ')}"
+        title = textwrap.fill(self.title, WIDTH, subsequent_indent="  ")
+        return f"{title}\n\n{textwrap.indent(table(self.head, self.rows, self.right), '  ')}"
 
 
 class Result:

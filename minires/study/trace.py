@@ -58,7 +58,8 @@ class _Walk(TraceHook):
 
 @dataclass
 class Trace(Result):
-    """steps: every op, in forward's order. loss: of the step. input_shape: the images'. parameter_bytes: the weights'."""
+    """steps: every op, in forward's order. loss: of the step. input_shape: of the images. parameter_bytes: of the
+    weights."""
 
     name: ClassVar[str] = "trace"
     size: ClassVar[tuple[float, float]] = (10.0, 4.2)
@@ -146,7 +147,7 @@ class Trace(Result):
         top = axes.get_ylim()[1] * 1.12
         axes.set(ylim=(0, top), xlim=(0, len(held) - 1))
         axes.text(0.01, 0.97, "forward →", transform=axes.transAxes, va="top")
-        axes.text(0.99, 0.97, "→ backward", transform=axes.transAxes, va="top", ha="right")
+        axes.text(0.51, 0.97, "backward →", transform=axes.transAxes, va="top")
         places, names = [], []
         for i, step in enumerate(self.steps):
             part = step.module.partition(".")[0]
