@@ -168,11 +168,14 @@ def branches(
         raise ValueError(
             f"models={models} must name networks, epochs={epochs} be at least 0, images={images} at least 2"
         )
+    networks = {name: network(name, seed) for name in models}
+    for name, model in networks.items():
+        if not any(block.skip for block in model.blocks().values()):
+            raise ValueError(f"{name} has no skip connections: take a resnet")
     data, note = digits(), on_note or (lambda text: None)
     found, errors = {}, {}
-    for name in models:
+    for name, model in networks.items():
         note(f"{name}, {epochs} epochs")
-        model = network(name, seed)
         found[name] = _through_training(model, data, epochs, images, lr, seed)
         errors[name] = error_rate(model, data.test_images, data.test_labels)
     return Branches(found, errors, epochs, images, seed)

@@ -209,23 +209,24 @@ def gradients(
     """
     if not depths or steps < 0 or images < 2:
         raise ValueError(f"depths={depths} must name networks, steps={steps} be at least 0, images={images} at least 2")
+    names = [f"{kind}{depth}" for depth in sorted(set(depths)) for kind in ("plain", "resnet")]
+    for name in names:
+        network(name, seed)  # raises where there is no such network
     data, note = digits(), on_note or (lambda text: None)
     probe = np.random.default_rng(seed).permutation(len(data.labels))[:images]
     moments = {0, 1, steps} if steps else {0}
     found: list[Profile] = []
     for norm in (True, False):
-        for depth in sorted(set(depths)):
-            for kind in ("plain", "resnet"):
-                name = f"{kind}{depth}"
-                note(f"{name}, {'with' if norm else 'without'} BN")
-                model = network(name, seed, norm)
+        for name in names:
+            note(f"{name}, {'with' if norm else 'without'} BN")
+            model = network(name, seed, norm)
 
-                def watch(step: int, model: ResNet = model, name: str = name) -> None:
-                    if step in moments:
-                        found.append(profile(model, data.images[probe], data.labels[probe], name, step))
+            def watch(step: int, model: ResNet = model, name: str = name) -> None:
+                if step in moments:
+                    found.append(profile(model, data.images[probe], data.labels[probe], name, step))
 
-                with np.errstate(all="ignore"):  # without BN a network may diverge: that is a result
-                    fit(model, data, steps, lr, seed=seed, one_cycle=False, watch=watch)
+            with np.errstate(all="ignore"):  # without BN a network may diverge: that is a result
+                fit(model, data, steps, lr, seed=seed, one_cycle=False, watch=watch)
     return Gradients(found, images, lr, seed)
 
 

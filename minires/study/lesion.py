@@ -202,11 +202,11 @@ def lesion(
     """
     if not models or epochs < 0 or draws < 1:
         raise ValueError(f"models={models} must name networks, epochs={epochs} be at least 0, draws={draws} at least 1")
+    networks = {name: network(name, seed) for name in models}
     data, note = digits(), on_note or (lambda text: None)
     patients = []
-    for name in models:
+    for name, model in networks.items():
         note(f"{name}, {epochs} epochs")
-        model = network(name, seed)
         fit(model, data, steps_of(epochs, data), lr, seed=seed)
         patients.append(examine(model, data, name, draws, seed))
     return Lesion(patients, epochs, len(data.test_labels), seed)

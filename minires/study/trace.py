@@ -4,8 +4,9 @@ Of every op: the shapes, the kernels that ran, what it keeps for backward and ho
 the kernels and the gradients that it made. The formulas stand below, once for every kind of op, with the file and line
 of the page that derives them. Memory grows through forward and is given back by backward: the plot shows both.
 
-What to look at: that forward's last line is backward's first; what a fused op saves (`--unfused` runs each op by
-itself); which ops keep nothing at all.
+What to look at: that forward's last line is backward's first; which ops keep nothing at all; that a convolution's
+input is kept once, though the op before it keeps it as well; and with `--unfused`, which runs each op by itself, that a
+fused op spares passes over memory, but nothing of what is kept.
 """
 
 from __future__ import annotations
