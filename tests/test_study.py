@@ -133,6 +133,9 @@ def test_shares_of_the_identity_and_of_the_branch_make_up_the_gradient(name, opt
     loss = F.cross_entropy(model(Tensor(images)), Tensor(labels))
     with BranchGradHook(arrays=True) as hook:
         loss.backward()
+    features = model.features(Tensor(images), ("stem", "layer1", "layer2"))
+    rms = {name: np.sqrt((y.array**2).mean()) for name, y in features.items()}
+    assert found.activation[[0, 3, 6]] == pytest.approx([rms["stem"], rms["layer1"], rms["layer2"]])
     joins = list(reversed([join for join in hook.joins if len(join.shares) == 2]))
     assert len(joins) == 9
     for i, join in enumerate(joins):

@@ -18,6 +18,7 @@ Sources: He et al. 2016 (arXiv:1603.05027), equation 5; De & Smith 2020 (arXiv:2
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,6 +39,7 @@ class Shares:
 
     epoch: the moment. blocks: the block that each join's value enters. identity, branch: the norms of the two
     gradients; cosine: of the angle between them. identity_share, branch_share: of the whole, summing to 1.
+    activation: root mean square of each block's input.
     """
 
     epoch: int
@@ -47,21 +49,32 @@ class Shares:
     cosine: np.ndarray
     identity_share: np.ndarray
     branch_share: np.ndarray
+    activation: np.ndarray
 
 
 def shares(model: ResNet, images: np.ndarray, labels: np.ndarray, epoch: int = 0) -> Shares:
     """Measure a network in training mode on a batch. Leaves no gradients, and BN's running statistics as they were."""
+    inputs: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda block, args, output: inputs.update({name: float(np.sqrt((args[0].array ** 2).mean()))})
+
     model.zero_grad()
-    with running_statistics_kept(model):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running_statistics_kept(model))
+        for name, block in model.blocks().items():
+            stack.enter_context(block.register_forward_hook(watch(name)))
         loss = F.cross_entropy(model(Tensor(images)), Tensor(labels))
-        with BranchGradHook() as hook:
-            loss.backward()
+        hook = stack.enter_context(BranchGradHook())
+        loss.backward()
     model.zero_grad()
     rows = [row for join in reversed(hook.joins) if (row := _row(join, model)) is not None]
     if not rows:
         raise ValueError("the network has no skip connections: take a resnet, not a plain one")
     blocks, numbers = [block for block, _ in rows], np.array([values for _, values in rows])
-    return Shares(epoch, blocks, *numbers.T)
+    identity, branch, cosine, identity_share, branch_share = numbers.T
+    activation = np.array([inputs[block] for block in blocks])
+    return Shares(epoch, blocks, identity, branch, cosine, identity_share, branch_share, activation)
 
 
 def _row(join: Join, model: ResNet) -> tuple[str, tuple[float, ...]] | None:
@@ -106,9 +119,9 @@ class Branches(Result):
                 "block",
                 *(f"epoch {m.epoch}" for m in moments),
                 "",
-                "|res|/|id|",
+                "|res|/|id| at 0",
                 f"at {last}",
-                "cosine",
+                "cosine at 0",
                 f"at {last}",
             ]
             title = (
@@ -218,7 +231,7 @@ def _depth(name: str, moments: list[Shares]) -> Finding:
     if preact:  # where the image shrinks, the shortcut reads relu(BN(x)): counting begins anew
         place = np.array([int(block.rpartition(".")[2]) for block in first.blocks])
     k, relative = place[place > 0], (first.branch / first.identity)[place > 0]
-    power = float(np.polyfit(np.log(k), np.log(relative), 1)[0]) if len(set(k)) > 1 else np.nan
+    power, grows = (_power(k, values) for values in (relative, first.activation[place > 0]))
     ends = [number(float(relative[k == i].mean())) for i in (1, k.max())]
     return Finding(
         f"De & Smith 2020 ({name})",
@@ -226,11 +239,18 @@ def _depth(name: str, moments: list[Shares]) -> Finding:
         f"k^{power:.2f}, {'counted within layers' if preact else 'from the input'}: {ends[0]} at k = 1, {ends[1]} at "
         f"k = {k.max()}",
         bool(-0.65 < power < -0.35),
-        "Their blocks have no ReLU after the sum. Here there is one, which cuts off some of what the identity brings, "
-        "and the branch has two BNs."
-        if not preact
-        else "",
+        f"BN divides by the deviation of what comes in, and that grows like k^{grows:.2f} here"
+        + (
+            "."
+            if preact
+            else ", not like k^0.5: a ReLU follows the sum, and where the image shrinks half of the channels are zeros."
+        ),
     )
+
+
+def _power(k: np.ndarray, values: np.ndarray) -> float:
+    """The exponent p of the k^p that fits best."""
+    return float(np.polyfit(np.log(k), np.log(values), 1)[0]) if len(set(k.tolist())) > 1 else np.nan
 
 
 def _paths(name: str, moments: list[Shares]) -> Finding:
