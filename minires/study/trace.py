@@ -12,6 +12,8 @@ fused op spares passes over memory, but nothing of what is kept.
 from __future__ import annotations
 
 import html
+import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,20 +89,33 @@ class Trace(Result):
         return {s.op: s.page for s in self.steps}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Of each op: number, module and op, forward, backward; lines within a cell are separated by line breaks."""
+        """Of each op: number, module and op, forward, bytes; lines within a cell are separated by line breaks."""
+        unit, _ = self._unit
+
+        def size(n: int) -> str:
+            return "-" if not n else f"{n / unit:.1f}" if n > 0.05 * unit else "<0.1"
+
         return [
             (
                 str(s.number),
                 f"{s.module}\n{s.op}",
                 f"{_shape(s.forward.inputs[0])} → {_shape(s.forward.outputs[0])}\n{_kernels(s.forward)}",
-                _size(s.forward.saved_bytes),
-                "no gradient\nneeded" if s.backward is None else f"{_gradients(s.backward)}\n{_kernels(s.backward)}",
-                "" if s.backward is None else _size(s.backward.held_bytes),
+                size(s.forward.saved_bytes),
+                "no gradient needed" if s.backward is None else f"{_gradients(s.backward)}\n{_kernels(s.backward)}",
+                "" if s.backward is None else size(s.backward.held_bytes),
             )
             for s in self.steps
         ]
 
-    head: ClassVar[tuple[str, ...]] = ("", "module, op", "forward ↓", "keeps", "backward ↑", "left")
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        _, unit = self._unit
+        return "", "module, op", "forward ↓", f"keeps\n{unit}", "backward ↑", f"left\n{unit}"
+
+    @property
+    def _unit(self) -> tuple[int, str]:
+        return (2**20, "MiB") if self.held_bytes.max() >= 10 * 2**20 else (2**10, "KiB")
 
     def title(self) -> str:
         """What ran, in one line."""
@@ -114,26 +129,25 @@ class Trace(Result):
         lines = []
         for page in self.pages.values():
             lines.append(f"{page.op}  {page.where}")
-            lines += [f"    {formula}" for formula in page.formulas]
+            for formula in page.formulas:
+                lines += textwrap.wrap(formula, 80, initial_indent=" " * 4, subsequent_indent=" " * 8)
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:
         rows: list[tuple[str, ...]] = []
-        for cells in self.rows():
-            first, second = zip(*([*cell.split("\n"), ""][:2] for cell in cells), strict=True)
-            rows += [first, second]
-        return [Table(self.title(), self.head, rows, (0, 3, 5))]
+        for cells in [self.head, *self.rows()]:
+            rows += itertools.zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+        return [Table(self.title(), rows[0], rows[1:], (0, 3, 5))]
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n\nBackward, and the page of each op\n\n{self.notes()}"
 
     def __rich__(self) -> Any:
-        from rich.box import SIMPLE_HEAD
         from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        grid = RichTable(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+        grid = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, row_styles=("", "dim"))
         for i, name in enumerate(self.head):
             grid.add_column(name, justify="right" if i in (0, 3, 5) else "left", overflow="fold")
         for row in self.rows():
@@ -182,7 +196,7 @@ class Trace(Result):
             back = f"<details><summary>{cell(row[4])}</summary><pre>{formulas}</pre>{step.page.where}</details>"
             cells = [*map(cell, row[:4]), back, cell(row[5])]
             rows.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
-        head = "".join(f"<th>{name}</th>" for name in self.head)
+        head = "".join(f"<th>{cell(name)}</th>" for name in self.head)
         return _HTML.format(title=html.escape(self.title()), plot=plot, head=head, rows="\n".join(rows))
 
     def _repr_html_(self) -> str:
@@ -272,17 +286,15 @@ def _shape(shape: Shape | None) -> str:
 
 
 def _kernels(record: TraceRecord) -> str:
-    return ", ".join(record.kernels) or "NumPy"
+    return "\n".join(record.kernels) or "NumPy"
 
 
 def _gradients(record: TraceRecord) -> str:
-    """The shapes of the gradients that an op's backward made."""
-    return ", ".join(_shape(s) for s in record.outputs if s is not None)
+    """The first gradient that an op's backward made, and how many more; each has the shape of its input."""
+    made = [_shape(s) for s in record.outputs if s is not None]
+    return made[0] if len(made) == 1 else f"{made[0]} + {len(made) - 1} more"
 
 
 def _size(n: int) -> str:
     """Bytes in a unit that suits them."""
-    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
-        if n >= unit:
-            return f"{n / unit:.1f} {name}"
-    return f"{n} B" if n else "-"
+    return f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 2**10:.1f} KiB"
