@@ -283,3 +283,26 @@ def test_settings_that_cannot_be_are_named_before_anything_runs(experiment, wron
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         getattr(study, experiment)(**wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "experiment, settings",
+    [
+        ("toposort", {"blocks": (1,)}),
+        ("gradients", {"depths": (20,), "steps": 0}),
+        ("gradients", {"depths": (20,), "steps": 1}),
+        ("branches", {"models": ("preact_resnet20",), "epochs": 0}),
+        ("lesion", {"models": ("plain20",), "epochs": 0, "draws": 1}),
+        ("lesion", {"models": ("preact_resnet20",), "epochs": 0, "draws": 1}),
+        ("shatter", {"depths": (2,), "residual_depths": (), "width": 8, "seeds": 1}),
+        ("shatter", {"depths": (2,), "betas": (1.0,), "residual_depths": (2,), "width": 8, "seeds": 1}),
+    ],
+)
+def test_the_smallest_settings_are_told_and_drawn(experiment, settings, small, monkeypatch, recwarn):
+    few = type(small)(small.images[:64], small.labels[:64], small.test_images[::18], small.test_labels[::18])
+    monkeypatch.setattr(sys.modules[f"minires.study.{experiment}"], "digits", lambda: few, raising=False)
+    found = getattr(study, experiment)(**settings)
+    assert found.tables() and found.png() and json.dumps(found.to_json(), allow_nan=False)
+    text = str(found)
+    assert "What was published" in text and "nan" not in text
+    assert max(map(len, text.splitlines())) <= 120 and not list(recwarn)

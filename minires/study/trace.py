@@ -130,7 +130,9 @@ class Trace(Result):
         for page in self.pages.values():
             lines.append(f"{page.op}  {page.where}")
             for formula in page.formulas:
-                lines += textwrap.wrap(formula, 80, initial_indent=" " * 4, subsequent_indent=" " * 8)
+                lines += textwrap.wrap(
+                    formula, 80, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False
+                )
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:
@@ -286,7 +288,7 @@ def _shape(shape: Shape | None) -> str:
 
 
 def _kernels(record: TraceRecord) -> str:
-    return "\n".join(record.kernels) or "NumPy"
+    return "\n".join(record.kernels) or "no kernel"
 
 
 def _gradients(record: TraceRecord) -> str:
