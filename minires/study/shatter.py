@@ -13,7 +13,7 @@ BN here takes the statistics of the 256 points as constants, so that each slope 
 What to look at: the plain network's autocorrelation falls to zero as it gets deeper, the residual network's does not,
 the less so the smaller beta is. Skip connections do not only keep gradients large, they keep them *alike*.
 
-Source: Balduzzi et al. 2017 (arXiv:1702.08591), figures 1 to 4, theorems 1 to 3.
+Source: Balduzzi et al. 2017 (arXiv:1702.08591), figures 1 and 2, theorems 1 to 3.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Shatter(Result):
             noise = 2 / np.sqrt(self.slopes.shape[1])  # two deviations of the autocorrelation of white noise
             found.append(
                 Finding(
-                    "Balduzzi et al. 2017, theorem 1 and figure 1: plain",
+                    "Balduzzi et al. 2017, theorem 1 and figure 2: plain",
                     "Gradients of plain networks become white noise; their correlation falls exponentially, 1/2^depth.",
                     f"lag 1: {self._says(plain)}; of white noise it would be within ± {noise:.2f}.",
                     bool(abs(self.lag1[deepest]) < noise) and all(np.diff(self.lag1[plain]) < noise),
@@ -149,7 +149,7 @@ class Shatter(Result):
                 low, high = best[betas[0]], best[betas[-1]]
                 found.append(
                     Finding(
-                        "Balduzzi et al. 2017, section 3: rescaling",
+                        "Balduzzi et al. 2017: rescaling",
                         "A small beta keeps the gradients of a deep residual network like those of a shallow one.",
                         f"lag 1: {self._says([low, high])}",
                         bool(self.lag1[low] > self.lag1[high]),
