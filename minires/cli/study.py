@@ -30,8 +30,9 @@ app.default_parameter = Parameter(consume_multiple=True, negative=())
 @app.command(name="list", sort_key=0)
 def list_experiments() -> None:
     """List the experiments: their names and their questions."""
-    width = max(map(len, study.EXPERIMENTS))
-    for name, experiment in study.EXPERIMENTS.items():
+    known = {**study.EXPERIMENTS, "trace": study.trace}
+    width = max(map(len, known))
+    for name, experiment in known.items():
         print(f"{name:<{width}}  {_first_line(sys.modules[experiment.__module__])}")
 
 

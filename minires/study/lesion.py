@@ -304,7 +304,7 @@ def _shrinking(found: Lesion) -> Finding | None:
     return Finding(
         f"Veit et al. 2016, figure 3: which block ({deepest.name})",
         "Taking out a block that shrinks the image costs a little more than taking out another.",
-        f"{inside.mean():+.1f} points for those two on the mean, {np.median(outside):+.1f} for the others on the median; "
+        f"{inside.mean():+.1f} points for those two on average, {np.median(outside):+.1f} the others' median; "
         f"the three that cost most: {listed(worst)}",
         bool(inside.mean() > np.median(outside)),
         "What costs most here is the beginning: a first branch has nothing but the stem to stand in for it."

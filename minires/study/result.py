@@ -111,11 +111,9 @@ class Result:
 
     def plot(self) -> Any:
         """The plot as a matplotlib Figure. RuntimeError where matplotlib is not installed."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise RuntimeError("a plot needs matplotlib: pip install 'minires[demo]'") from None
-        figure = Figure(figsize=self.size, layout="constrained")
+        if (kind := _figure_class()) is None:
+            raise RuntimeError("a plot needs matplotlib: pip install 'minires[demo]'")
+        figure = kind(figsize=self.size, layout="constrained")
         self.draw(figure)
         return figure
 
@@ -145,15 +143,21 @@ class Result:
         return files
 
     def _repr_png_(self) -> bytes | None:
-        try:
-            return self.png()
-        except RuntimeError:  # a notebook without matplotlib shows the text
-            return None
+        return None if _figure_class() is None else self.png()  # without matplotlib there is the text
 
     def _repr_html_(self) -> str:
         image = self._repr_png_()
         plot = "" if image is None else f'<img alt="{self.name}" src="{data_url(image)}">'
         return f"<pre>{html.escape(str(self))}</pre>{plot}"
+
+
+def _figure_class() -> Any:
+    """matplotlib's Figure, None where it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure
 
 
 def data_url(png: bytes) -> str:

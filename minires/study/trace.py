@@ -177,7 +177,7 @@ class Trace(Result):
         axes.grid(True, axis="y", color="0.9")
 
     def to_json(self) -> dict[str, Any]:
-        """As every result's; the formulas stand once for each op, under "pages"."""
+        """As every result's, and what is kept after each op, in order of time."""
         return {**super().to_json(), "held_bytes": self.held_bytes.tolist()}
 
     def save(self, folder: str | Path) -> list[Path]:
