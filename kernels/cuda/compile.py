@@ -135,6 +135,7 @@ def compile_cubin(source: str, name: str, arch: str, options: tuple[str, ...] = 
     if (kept := _read(path)) is not None:
         return kept
     code, log = _compile(source, name, (*_OPTIONS, f"-arch={arch}", "--ptxas-options=-v", *options), "getCUBIN")
+    log = re.sub(r"\n?ptxas info\s*: Compile time[^\n]*", "", log)
     advisories = tuple(line.strip() for line in log.splitlines() if re.search(r"\bC75\d\d\b", line))
     cubin = Cubin(_whole_elf(code), None, _usage(log), advisories, log)
     return cubin if not _write(path, cubin) else Cubin(**vars(cubin) | {"path": path})
