@@ -227,8 +227,14 @@ struct FiltersAcross : AlongRows<BN> {
   }
 };
 
+#if __CUDA_ARCH__ >= 1200
+#define RESIDENT (BN == 128 ? 1 : 2)  // blocks of an SM: 128 registers are too few there
+#else
+#define RESIDENT 2
+#endif
+
 // dx[(n, h, w), c]; w lies as (K, R, S, C)
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     dgrad_vectorised(const float* dy, const float* w, float* dx, const __grid_constant__ Conv z) {
   __shared__ Taps taps;
   const int across = (z.C + BN - 1) / BN, m0 = blockIdx.x / across * BM, n0 = blockIdx.x % across * BN;

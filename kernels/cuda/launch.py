@@ -2,7 +2,8 @@
 
     launch(Launch(FUNCTION, grid, block, (x, y, n)))
 
-CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in `kernels/interpreter`, which steps the kernel's PTX on the CPU.
+CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in the interpreter (`interpreted.py`), which
+steps the kernel's PTX on the CPU.
 The launcher does not know which: it allocates with `memory.empty(..., like=x)` and never names CuPy. So what a test without
 a GPU checks is the very code that runs on one.
 
@@ -72,7 +73,7 @@ class Launch:
 
 
 class Executor(Protocol):
-    """What runs a checked launch: `gpu.GPU`, or the interpreter."""
+    """What runs a checked launch: `gpu.run` or `interpreted.run`."""
 
     def __call__(self, launch: Launch) -> None: ...
 
@@ -162,9 +163,7 @@ def by_value(arg: Any) -> Any:
 
 def _executor_of(what: Launch) -> Executor:
     if any(is_array(a) and isinstance(a, np.ndarray) for a in what.args):
-        from ..interpreter import interpret
-
-        return interpret
-    from .gpu import run
-
+        from .interpreted import run
+    else:
+        from .gpu import run
     return run
