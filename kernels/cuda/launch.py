@@ -2,9 +2,8 @@
 
     launch(Launch(FUNCTION, grid, block, (x, y, n)))
 
-CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in the interpreter (`interpreted.py`), which
-steps the kernel's PTX on the CPU.
-The launcher does not know which: it allocates with `memory.empty(..., like=x)` and never names CuPy. So what a test without
+CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in `kernels/interpreter`, which steps the
+kernel's PTX on the CPU. The launcher does not know which: it allocates with `memory.empty(..., like=x)` and never names CuPy. So what a test without
 a GPU checks is the very code that runs on one.
 
 Arguments: an array is passed as its address; int and bool as int32, float as float32; a NumPy scalar or 0-d array (a
@@ -73,7 +72,7 @@ class Launch:
 
 
 class Executor(Protocol):
-    """What runs a checked launch: `gpu.run` or `interpreted.run`."""
+    """What runs a checked launch: `gpu.run` or `interpreter.interpret`."""
 
     def __call__(self, launch: Launch) -> None: ...
 
@@ -163,7 +162,9 @@ def by_value(arg: Any) -> Any:
 
 def _executor_of(what: Launch) -> Executor:
     if any(is_array(a) and isinstance(a, np.ndarray) for a in what.args):
-        from .interpreted import run
-    else:
-        from .gpu import run
+        from ..interpreter import interpret
+
+        return interpret
+    from .gpu import run
+
     return run
