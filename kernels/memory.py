@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +35,15 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 
 
-def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An uninitialised C-order array; inside `poisoned()` full of a marked NaN, or the least integer."""
-    array = np.empty(shape, dtype)
+def namespace(array: Any) -> Any:
+    """numpy, or cupy for an array of its own; never imports CuPy to find out."""
+    return sys.modules["cupy"] if type(array).__module__.partition(".")[0] == "cupy" else np
+
+
+def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
+    """An uninitialised C-order array, on the device of `like`; inside `poisoned()` full of a marked NaN, or the least
+    integer."""
+    array = namespace(like).empty(shape, dtype)
     if _poison:
         fill_poison(array)
     return array
@@ -71,17 +78,23 @@ def poisoned() -> Iterator[None]:
         _poison = saved
 
 
-def to_nhwc(x: np.ndarray) -> np.ndarray:
+def to_nhwc(x: Any) -> Any:
     """A logical NCHW array as a C-contiguous (N, H, W, C) array: a view if it lies channels-last, else one copy."""
     global copies
     view = x.transpose(0, 2, 3, 1)
     if view.flags.c_contiguous:
         return view
     copies += 1
-    return np.ascontiguousarray(view)
+    return namespace(x).ascontiguousarray(view)
 
 
-def empty_nhwc(n: int, c: int, h: int, w: int, dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A new activation: (its logical NCHW view, the (N, H, W, C) memory to write into)."""
-    memory = empty((n, h, w, c), dtype)
+def empty_nhwc(n: int, c: int, h: int, w: int, dtype, like: Any = None) -> tuple[Any, Any]:
+    """A new activation, on the device of `like`: (its logical NCHW view, the (N, H, W, C) memory to write into)."""
+    memory = empty((n, h, w, c), dtype, like)
     return memory.transpose(0, 3, 1, 2), memory
+
+
+def dense_order(a: Any) -> tuple[int, ...] | None:
+    """The order of axes in which `a` is one run of memory; None where it has gaps or overlaps."""
+    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+    return order if a.transpose(order).flags.c_contiguous else None

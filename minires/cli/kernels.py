@@ -70,6 +70,46 @@ def check(file: Path | None = None, /, *, problem: str | None = None, time: bool
     return 0 if len(right) == len(chosen) else 1
 
 
+@app.command(name="compile")
+def compile_kernels(*, problem: str | None = None, arch: list[str] | None = None) -> int:
+    """Compile every CUDA kernel for every GPU arch that it declares; no GPU is needed.
+
+    Prints registers per thread and shared memory per block. Exit code 1 where one does not compile, spills registers,
+    exceeds its budget of them, or ptxas advises that it ignored something (C75xx).
+
+    Parameters
+    ----------
+    problem
+        Only the kernels in the folder of this problem.
+    arch
+        Only these archs, such as sm_80; may be given several times.
+    """
+    from minires.kernels.cuda.launch import ARCHS, functions  # pyright: ignore[reportMissingImports]
+    from minires.kernels.cuda.survey import survey  # pyright: ignore[reportMissingImports]
+
+    folders = {Path(k.fn.__code__.co_filename).parent for k in _registry().kernels(_known(problem), "cuda")}
+    chosen = [f for f in functions() if f.file.parent in folders]
+    known = sorted({a for f in chosen for a in f.archs}, key=lambda a: (len(a), a))
+    if unknown := sorted(set(arch or ()) - set(known)):
+        raise ValueError(f"no kernel is made for {', '.join(unknown)}; known: {', '.join(known or ARCHS)}")
+    found = survey(chosen, arch)
+    archs = [a for a in known if arch is None or a in arch]
+    registers = {(c.function, c.arch): "-" if c.usage is None else str(c.usage.registers) for c in found}
+    rows = []
+    for f in chosen:
+        mine = [c for c in found if c.function == f]
+        shared = max((c.usage.shared for c in mine if c.usage), default=0)
+        verdict = "broken" if any(c.faults for c in mine) else "ok" if mine else "not for these"
+        options = " ".join(option.removeprefix("-D").lower() for option in f.options)
+        rows.append((f.file.name, f.entry, options, *(registers.get((f, a), "") for a in archs), str(shared), verdict))
+    _print_table(("source", "kernel", "options", *archs, "shared", "verdict"), rows)
+    broken = [c for c in found if c.faults]
+    for c in broken:
+        print(f"{c.function.entry} {c.arch}: {'; '.join(c.faults)}")
+    print(f"{len(found)} compilations of {len(chosen)} kernels, {len(broken)} broken (numbers: registers per thread)")
+    return 1 if broken else 0
+
+
 def _registry() -> Any:
     from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 

@@ -1,0 +1,62 @@
+"""Runs launches on a GPU through CuPy. Nothing else in kernels/ imports it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+
+from . import compile as compiler
+from .launch import SHARED_STATIC, Function, Launch, by_value, is_array
+
+
+def run(launch: Launch) -> None:
+    """Put `launch` on the current stream of the current device; returns before it has run."""
+    kernel = _kernel(launch.function, current_arch(launch.function))
+    if launch.shared > SHARED_STATIC and kernel.max_dynamic_shared_size_bytes < launch.shared:
+        kernel.max_dynamic_shared_size_bytes = launch.shared
+    args = tuple(a if is_array(a) else _scalar(by_value(a)) for a in launch.args)
+    kernel(launch.grid, launch.block, args, shared_mem=launch.shared)
+
+
+def current_arch(function: Function) -> str:
+    """The arch of the current device that `function` is made for. RuntimeError where it is made for none such."""
+    number = int(_cupy().cuda.Device().compute_capability)
+    return choose_arch(function, number)
+
+
+def choose_arch(function: Function, number: int) -> str:
+    """The best of the function's archs for a device of compute capability `number` (86 for 8.6).
+
+    Machine code runs on its own major version, of this or a later minor one; code of "sm_90a" on 9.0 alone.
+    """
+    exact = [arch for arch in function.archs if arch == f"sm_{number}a"]
+    plain = [int(arch[3:]) for arch in function.archs if arch[3:].isdigit()]
+    fitting = [n for n in plain if n // 10 == number // 10 and n <= number]
+    if exact or fitting:
+        return exact[0] if exact else f"sm_{max(fitting)}"
+    if any(n <= number for n in plain) and f"sm_{number}" in compiler.supported_archs():
+        return f"sm_{number}"  # a device newer than our list: compile for it
+    raise RuntimeError(
+        f"{function.entry} is made for {', '.join(function.archs)}; this GPU is sm_{number}: choose another kernel"
+    )
+
+
+@functools.cache
+def _kernel(function: Function, arch: str) -> Any:
+    """The loaded function. CuPy keeps one module per device; it takes the path for the content, and ours has its hash."""
+    cubin = function.cubin(arch)
+    if cubin.path is None:
+        raise RuntimeError("compiled CUDA kernels are loaded from the cache: set MINIRES_CACHE to a folder to write in")
+    return _cupy().RawModule(path=str(cubin.path)).get_function(function.entry)
+
+
+def _scalar(value: Any) -> Any:
+    """A NumPy scalar, or a 0-d structured array as the 1-element array that CuPy passes by value."""
+    return np.asarray(value).reshape(1) if np.asarray(value).dtype.kind == "V" else value
+
+
+def _cupy() -> Any:
+    return importlib.import_module("cupy")
