@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import access, arithmetic, control, convert, shared, warps  # noqa: F401  (their opcodes enter the table)
+from ..cuda.launch import by_value, is_array
 from .memory import Arena
 from .opcodes import TABLE, unknown
 from .ptx import SIZES, Function, Instruction, Module, parse
@@ -35,7 +36,14 @@ class Report:
         )
 
 
-def interpret(
+def interpret(launch: Any, **settings: Any) -> Report:
+    """Run a `cuda.launch.Launch`: the executor of launches whose arrays are NumPy's. settings: of `run`."""
+    args = [a if is_array(a) else np.asarray(by_value(a)).tobytes() for a in launch.args]
+    name = launch.function.entry
+    return run(launch.function.ptx(), name, launch.grid, launch.block, args, launch.shared, **settings)
+
+
+def run(
     text: str,
     name: str,
     grid: Sequence[int],

@@ -41,7 +41,7 @@ U32, S32, U64, F32, F64 = (DTYPES[t] for t in ("u32", "s32", "u64", "f32", "f64"
 
 class Opcode(NamedTuple):
     """section: of the PTX ISA. build: from an instruction to what executes it, `(wave, fragment) -> waits`. together:
-    whether the lanes of a warp execute it at once. control: whether it changes which lanes run."""
+    whether the lanes of a warp execute it at once. control: whether it may change which lanes run."""
 
     section: str
     build: Callable[[Instruction], Callable]

@@ -201,11 +201,9 @@ class Wave:
                     self.ready.append(rest)
                     meets, fragment = min(meets, rest.pc), active
             if step.together:
-                active = self._assemble(active, fragment)
+                active = fragment = self._assemble(active)
                 if active is None:
                     return
-                if active is not fragment and step.control:
-                    fragment = active
             if step.execute(self, active):
                 return
 
@@ -246,29 +244,24 @@ class Wave:
 
     # Warps that must be together
 
-    def _assemble(self, active: Fragment, fragment: Fragment) -> Fragment | None:
-        """For an instruction of whole warps: the fragment with all live lanes of its warps; those whose mates are
-        elsewhere wait for them here. None where nobody can go on yet."""
+    def _assemble(self, active: Fragment) -> Fragment | None:
+        """For an instruction of whole warps: of the fragment and those who wait here, the warps that are whole. The
+        others wait here for their mates. None where no warp is whole."""
         if active.count == self.live:
             return active
         here = active.pc - 1
-        waiting = [f for why, f in self.parked if why == "warp" and f.pc == here and f.strand == active.strand]
-        if waiting:
-            self.parked = [(why, f) for why, f in self.parked if f not in waiting]
-            mask = np.logical_or.reduce([active.mask, *(f.mask for f in waiting)])
-            active = Fragment(active.pc, mask, active.strand)
-        partial = np.bincount(self.warp, active.mask, self.warps) != np.bincount(self.warp, self.alive, self.warps)
-        lonely = active.mask & partial[self.warp]
-        if not lonely.any():
+        mask = active.mask
+        for waiting in [f for why, f in self.parked if why == "warp" and f.pc == here and f.strand == active.strand]:
+            mask = mask | waiting.mask
+            self.parked.remove(("warp", waiting))
+        partial = np.bincount(self.warp, mask, self.warps) != np.bincount(self.warp, self.alive, self.warps)
+        lonely = mask & partial[self.warp]
+        if lonely.any():
+            self.parked.append(("warp", Fragment(here, lonely, active.strand)))
+            mask = mask & ~lonely
+        if mask is active.mask:
             return active
-        if active is not fragment and not self.program.steps[here].control and not waiting:
-            raise self.fault("divergent", active, "its guard holds for a part of the warp", lane_of(lonely))
-        self.parked.append(("warp", Fragment(here, lonely, active.strand)))
-        rest = Fragment(active.pc, active.mask & ~lonely, active.strand)
-        if rest.count:
-            rest.pc = here
-            self.ready.append(rest)
-        return None
+        return Fragment(active.pc, mask, active.strand) if mask.any() else None
 
     def _reconsider(self) -> None:
         """Lanes have gone: warps that wait for their mates may be whole now."""
