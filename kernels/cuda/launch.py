@@ -155,6 +155,8 @@ def address(a: Any) -> int:
 
 def by_value(arg: Any) -> Any:
     """An argument that is no array, as the NumPy value whose bytes the kernel gets."""
+    if isinstance(arg, (np.generic, np.ndarray)):  # first: np.float64 is a float, too
+        return arg
     if isinstance(arg, (bool, int)):
         return np.int32(arg)
     return np.float32(arg) if isinstance(arg, float) else arg
