@@ -115,6 +115,7 @@ def _generic(wave: Any, f: Any, at: Any) -> tuple[list[tuple[str, int, np.ndarra
 
 
 def _load_param(wave: Any, f: Any, at: Any, size: int) -> Any:
+    at = f.compact(at)
     places = np.atleast_1d(at) - PARAM_BASE
     if places.min() < 0 or places.max() + size > len(wave.parameters):
         raise wave.fault("out of bounds", f, "a parameter is read past its end")

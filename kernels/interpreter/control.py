@@ -42,7 +42,7 @@ def _trap(i: Instruction) -> Callable:
     return execute
 
 
-@opcode("bar", SYNCHRONISATION, together=True, control=True)
+@opcode("bar", SYNCHRONISATION, together=32, control=True)
 def _bar(i: Instruction) -> Callable:
     """bar.sync and barrier.sync: wait for the block, or for as many of its threads as the second operand says."""
     modifiers = [m for m in i.modifiers if m not in ("cta", "aligned")]
@@ -63,7 +63,7 @@ def _bar(i: Instruction) -> Callable:
     return execute
 
 
-opcode("barrier", SYNCHRONISATION, together=True, control=True)(_bar)
+opcode("barrier", SYNCHRONISATION, together=32, control=True)(_bar)
 
 
 def needs_clocks(i: Instruction) -> bool:

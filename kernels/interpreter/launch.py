@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from . import access, arithmetic, control, convert, shared, warps  # noqa: F401  (their opcodes enter the table)
+from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
 from ..cuda.launch import by_value, is_array
 from .memory import Arena
 from .opcodes import TABLE, unknown
 from .ptx import SIZES, Function, Instruction, Module, parse
+from .tensor_map import TensorMap
 from .wave import Counts, Fragment, Program, Step, Wave
 
 LANES = 8192  # threads that run at once, where the grid has as many
@@ -59,7 +60,7 @@ def run(
     """Run a kernel of a PTX text on the CPU, and write its results into the arrays it was given.
 
     name: the kernel's name in the text. grid, block: up to three sizes, x first. args: one per parameter: an array
-    (its address is passed; C-contiguous), a NumPy number or bytes (passed by value). shared_bytes: of dynamic shared
+    (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of dynamic shared
     memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them in bursts, in
     an order that it determines. lanes: how many threads to run at once. watch(wave, fragment, step) is called before
     every instruction. Raises Fault where the kernel does what it must not, NotImplementedError where it uses
@@ -124,7 +125,7 @@ def prepare(text: str, name: str) -> Program:
         _granule(function, "shared"),
         _granule(function, "global"),
         bool(clocks),
-        0,
+        128 if any(i.opcode == "wgmma" for i in function.instructions) else 32,
     )
 
 
@@ -176,18 +177,20 @@ def _place(program: Program, arena: Arena, args: Sequence[Any], names: Sequence[
     addresses = {k: arena.add(args[k], labels[k]) for k in arrays}
     buffer = bytearray(max((p.offset + p.size for p in parameters), default=0))
     for k, (p, a) in enumerate(zip(parameters, args, strict=True)):
-        value = np.uint64(addresses[k]).tobytes() if k in addresses else _by_value(a, labels[k])
+        value = np.uint64(addresses[k]).tobytes() if k in addresses else _by_value(a, labels[k], arena)
         if len(value) != p.size:
             raise TypeError(f"{labels[k]} of {program.function.name} has {len(value)} bytes; the kernel takes {p.size}")
         buffer[p.offset : p.offset + p.size] = value
     return np.frombuffer(bytes(buffer), np.uint8)
 
 
-def _by_value(a: Any, label: str) -> bytes:
+def _by_value(a: Any, label: str, arena: Arena) -> bytes:
     if a is None:
         return bytes(8)  # a null pointer
     if isinstance(a, bytes):
         return a
+    if isinstance(a, TensorMap):
+        return a.encode(arena.add(a.array, label))
     if isinstance(a, np.generic):
         return a.tobytes()
     raise TypeError(f"{label} is {a!r}: pass an array, a NumPy number, bytes, or None for a null pointer")

@@ -41,11 +41,11 @@ U32, S32, U64, F32, F64 = (DTYPES[t] for t in ("u32", "s32", "u64", "f32", "f64"
 
 class Opcode(NamedTuple):
     """section: of the PTX ISA. build: from an instruction to what executes it, `(wave, fragment) -> waits`. together:
-    whether the lanes of a warp execute it at once. control: whether it may change which lanes run."""
+    how many neighbouring lanes execute it at once, 32 for a warp; 0 where each goes alone. control: whether it may change which lanes run."""
 
     section: str
     build: Callable[[Instruction], Callable]
-    together: Callable[[Instruction], bool] = lambda i: False
+    together: Callable[[Instruction], int] = lambda i: 0
     control: bool = False
 
 
@@ -53,12 +53,12 @@ TABLE: dict[str, Opcode] = {}
 
 
 def opcode(
-    name: str, section: str, together: Callable[[Instruction], bool] | bool = False, control: bool = False
+    name: str, section: str, together: Callable[[Instruction], int] | int = 0, control: bool = False
 ) -> Callable:
     """Enter the decorated `build(instruction)` into the table."""
 
     def enter(build: Callable[[Instruction], Callable]) -> Callable[[Instruction], Callable]:
-        when = together if callable(together) else (lambda i: bool(together))
+        when = together if callable(together) else (lambda i: together)
         TABLE[name] = Opcode(section, build, when, control)
         return build
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NEVER = 2**31 - 1  # the tick of a granule that nobody wrote
 PENDING = 2**31 - 2  # of one that an asynchronous copy is going to write
+_MBARRIERS = 32  # the most that a block may have here
 ATOMIC = -2  # the writer, where the last writes were atomic operations
 
 
@@ -105,7 +106,8 @@ class Order:
         wave = self.wave
         block, thread, warp = wave.block[lanes], wave.thread[lanes], wave.warp[lanes]
         ordered = (tick < self.floor[block]) | (other == thread)
-        ordered |= (other // 32 == thread // 32) & (other >= 0) & (tick < self.warp_floor[warp])
+        mates = (other // 32 == thread // 32) & (other >= 0) & (other < wave.threads)
+        ordered |= mates & (tick < self.warp_floor[warp])
         if self.known is not None:
             ordered |= (other >= 0) & (tick < self.known[block, thread, other])
         return ordered
@@ -252,11 +254,38 @@ class Intervals(Shadow):
 class Clocks(Shadow):
     """For kernels with named barriers, mbarriers or wgmma: every reader of a granule is kept, thread by thread."""
 
-    def __init__(self, wave: Wave, granules: int, agents: int):
+    def __init__(self, wave: Wave, granules: int):
         super().__init__(wave, granules)
+        agents = _MBARRIERS + -(-wave.threads // 128)
         self.order.start_clocks(agents)
-        self.per_block = granules // wave.blocks
+        self.mbarriers = [0] * wave.blocks
         self.read_at = np.zeros((granules, wave.threads + agents), np.int32)  # tick + 1; committed where touched
+
+    def new_agent(self, block: int) -> int:
+        """The entry, after those of the threads, for the copies that complete on another mbarrier of a block."""
+        if self.mbarriers[block] == _MBARRIERS:
+            raise NotImplementedError(f"more than {_MBARRIERS} mbarriers in a block")
+        self.mbarriers[block] += 1
+        return self.mbarriers[block] - 1
+
+    def warpgroup_agent(self, thread: int) -> int:
+        """The entry of the tensor core of a thread's warpgroup."""
+        return self.wave.threads + _MBARRIERS + thread // 128
+
+    def unit_reads(self, granules: np.ndarray, lanes: np.ndarray, fragment: Fragment) -> None:
+        """The tensor core of the warpgroup `lanes` reads granules from now until it is waited for. What it reads must
+        be known to all its threads. Raises Fault."""
+        wave, order = self.wave, self.order
+        block, threads = int(wave.block[lanes[0]]), wave.thread[lanes]
+        order.known[block, threads, threads] = order.timeline.now
+        known = np.maximum(order.known[block, threads].min(axis=0), order.floor[block])
+        ticks, writers = self.tick[granules], self.writer[granules]
+        bad = ticks >= np.where(writers >= 0, known[writers], order.floor[block])
+        if bad.any():
+            self._check(granules[bad], ticks[bad], lanes[:1], fragment, reading=True, atomic=False)
+            first = int(np.flatnonzero(bad)[0])
+            self.race(int(lanes[0]), "multiplies", int(writers[first]), "wrote", int(ticks[first]), fragment)
+        self.read_at[granules, self.warpgroup_agent(int(threads[0]))] = order.timeline.tick(fragment.pc - 1) + 1
 
     def note_read(self, tick: int, granules: np.ndarray, lanes: np.ndarray) -> None:
         self.read_at[granules, np.broadcast_to(self.wave.thread[lanes], granules.shape)] = tick + 1

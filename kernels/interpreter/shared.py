@@ -19,6 +19,8 @@ _POISON = 0xFF  # every pattern of it is a NaN, or -1
 class Shared:
     """bytes: of all blocks, one after the other, `stride` each."""
 
+    unknown_swizzle = 255
+
     def __init__(self, wave: Wave, dynamic_bytes: int):
         program = wave.program
         self.wave = wave
@@ -26,9 +28,10 @@ class Shared:
         self.stride = -(-self.limit // 1024) * 1024
         self.bytes = np.full(wave.blocks * self.stride, _POISON, np.uint8)
         self.granule = program.granule
+        self.swizzle = np.full(len(self.bytes) // 16, self.unknown_swizzle, np.uint8)  # of tensor copies, per 16 bytes
         granules = len(self.bytes) // self.granule
         self.shadow: Shadow = (
-            Clocks(wave, granules, program.agents) if program.fine else Intervals(wave, granules)
+            Clocks(wave, granules) if program.fine else Intervals(wave, granules)
         )
 
     def locate(self, address: Any, size: int, fragment: Fragment) -> tuple[np.ndarray, np.ndarray]:

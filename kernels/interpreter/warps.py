@@ -60,8 +60,8 @@ def _is_all(operand: Operand) -> bool:
     return isinstance(operand, Immediate) and int(operand.value) & 0xFFFFFFFF == 0xFFFFFFFF
 
 
-def _together(i: Instruction) -> bool:
-    return "sync" in i.modifiers
+def _together(i: Instruction) -> int:
+    return 32 if "sync" in i.modifiers else 0
 
 
 @opcode("shfl", SHUFFLE, together=_together, control=True)
@@ -151,7 +151,7 @@ def _match(i: Instruction) -> Callable:
     return execute
 
 
-@opcode("redux", SYNCHRONISATION, together=True, control=True)
+@opcode("redux", SYNCHRONISATION, together=32, control=True)
 def _redux(i: Instruction) -> Callable:
     op, kind = i.modifiers[1], kind_of(i)
     reduce = {"add": np.add, "min": np.minimum, "max": np.maximum}
@@ -183,7 +183,7 @@ def _activemask(i: Instruction) -> Callable:
     return execute
 
 
-@opcode("elect", SYNCHRONISATION, together=True, control=True)
+@opcode("elect", SYNCHRONISATION, together=32, control=True)
 def _elect(i: Instruction) -> Callable:
     """elect.sync d|p, mask: one lane of the warp, here the first that the mask names."""
     leader, chosen = i.operands[0].items  # type: ignore[union-attr]

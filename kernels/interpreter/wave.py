@@ -34,7 +34,7 @@ class Step:
 
     instruction: Instruction
     execute: Execute
-    together: bool = False
+    together: int = 0
     control: bool = False
 
 
@@ -44,8 +44,8 @@ class Program:
 
     symbols: addresses of its parameters, shared and local variables, each in its own space. shared_end: the first
     shared address after the static variables. granule, global_granule: the smallest access to shared and to global
-    memory, in bytes. fine: some of a block's threads meet without the others, so races need vector clocks; agents:
-    the asynchronous units that these have an entry for.
+    memory, in bytes. fine: some of a block's threads meet without the others, so races need vector clocks. strand: how
+    many neighbouring threads a schedule keeps together, 32, or 128 where warpgroups multiply.
     """
 
     module: Module
@@ -57,7 +57,7 @@ class Program:
     granule: int
     global_granule: int
     fine: bool
-    agents: int
+    strand: int
 
 
 class Fragment:
@@ -138,7 +138,8 @@ class Wave:
         self.ready: list[Fragment] = []
         self.parked: list[tuple[str, Fragment]] = []  # what for, and who waits at the instruction
         self.barriers = _Barriers(self)
-        self.extensions: dict[type, Any] = {}  # state of asynchronous units, by class
+        self.units: dict[type, Any] = {}  # asynchronous units, by class
+        self.busy: dict[int, np.ndarray] = {}  # registers that wgmma holds, and for which lanes
         self.counts = Counts()
         self.watch, self.random = watch, schedule
         self._guarded: tuple[Any, Any, Any, Any] = (None, None, None, None)
@@ -150,15 +151,27 @@ class Wave:
         if self.random is None:
             self.ready = [Fragment(0, np.ones(self.size, bool))]
         else:
-            of_block = self.thread // 32
+            of_block = self.thread // self.program.strand
             self.ready = [Fragment(0, of_block == w, w) for w in range(int(of_block.max()) + 1)]
         with np.errstate(all="ignore"):
             while self.live:
-                if not self.ready:
+                if self.random is not None and self.random.random() < 0.1:
+                    self._progress()
+                if not self.ready and not self._progress():
                     self._stuck()
-                fragment = self._pick()
-                self._advance(fragment)
+                if self.ready:
+                    self._advance(self._pick())
         self.order.finish()
+
+    def unit(self, kind: type) -> Any:
+        """The wave's asynchronous unit of that class."""
+        if kind not in self.units:
+            self.units[kind] = kind(self)
+        return self.units[kind]
+
+    def _progress(self) -> bool:
+        """Let an asynchronous unit do something that is due at any time, such as a tensor copy. False if none can."""
+        return any(unit.progress() for unit in self.units.values() if hasattr(unit, "progress"))
 
     def _pick(self) -> Fragment:
         """The fragment to go on with: the lowest place in the program, of a strand chosen by the schedule."""
@@ -201,7 +214,7 @@ class Wave:
                     self.ready.append(rest)
                     meets, fragment = min(meets, rest.pc), active
             if step.together:
-                active = fragment = self._assemble(active)
+                active = fragment = self._assemble(active, step.together)
                 if active is None:
                     return
             if step.execute(self, active):
@@ -231,10 +244,15 @@ class Wave:
         self._reconsider()
         return True
 
-    def retire(self, fragment: Fragment, what: str) -> bool:
-        """The fragment waits at its instruction for `what`; it runs it again when `wake(what)` is called."""
-        fragment.pc -= 1
-        self.parked.append((what, fragment))
+    def part_waits(self, fragment: Fragment, part: np.ndarray, what: str) -> bool:
+        """A part of the fragment's lanes, one truth value for each, waits here for `what` and runs the instruction again
+        when `wake(what)` is called. The others go on."""
+        mask = np.zeros(self.size, bool)
+        mask[np.arange(self.size)[fragment.lanes][part]] = True
+        self.parked.append((what, Fragment(fragment.pc - 1, mask, fragment.strand)))
+        rest = Fragment(fragment.pc, fragment.mask & ~mask, fragment.strand)
+        if rest.count:
+            self.ready.append(rest)
         return True
 
     def wake(self, what: str) -> None:
@@ -244,7 +262,7 @@ class Wave:
 
     # Warps that must be together
 
-    def _assemble(self, active: Fragment) -> Fragment | None:
+    def _assemble(self, active: Fragment, size: int) -> Fragment | None:
         """For an instruction of whole warps: of the fragment and those who wait here, the warps that are whole. The
         others wait here for their mates. None where no warp is whole."""
         if active.count == self.live:
@@ -254,8 +272,9 @@ class Wave:
         for waiting in [f for why, f in self.parked if why == "warp" and f.pc == here and f.strand == active.strand]:
             mask = mask | waiting.mask
             self.parked.remove(("warp", waiting))
-        partial = np.bincount(self.warp, mask, self.warps) != np.bincount(self.warp, self.alive, self.warps)
-        lonely = mask & partial[self.warp]
+        group = self.warp if size == 32 else self.block * 8 + self.thread // size
+        partial = np.bincount(group, mask & self.alive) != np.bincount(group, self.alive)
+        lonely = mask & partial[group]
         if lonely.any():
             self.parked.append(("warp", Fragment(here, lonely, active.strand)))
             mask = mask & ~lonely
@@ -272,6 +291,8 @@ class Wave:
     def read(self, register: Register, dtype: np.dtype, fragment: Fragment) -> Any:
         """A register's lanes (all; the fragment's own where it is sparse), seen as `dtype`."""
         value = self.registers[register.index]
+        if self.busy:
+            self._check_busy(register, fragment)
         if value is None:
             value = _UNSIGNED[SIZES[register.type]](POISON[SIZES[register.type]])
         if value.dtype != dtype:
@@ -283,6 +304,8 @@ class Wave:
         if fragment.sparse:
             self.put(register, value, fragment)
             return
+        if self.busy:
+            self._check_busy(register, fragment)
         value = widen(value, register)
         if fragment.count != self.live:
             value = np.where(fragment.mask, value, self._old(register, value.dtype))
@@ -290,11 +313,19 @@ class Wave:
 
     def put(self, register: Register, value: Any, fragment: Fragment) -> None:
         """Give the fragment's lanes of a register their values, one for each of these lanes."""
+        if self.busy:
+            self._check_busy(register, fragment)
         value = widen(value, register)
         if not fragment.whole:
             lanes, value = value, np.array(np.broadcast_to(self._old(register, value.dtype), (self.size,)))
             value[fragment.lanes] = lanes
         self.registers[register.index] = value
+
+    def _check_busy(self, register: Register, fragment: Fragment) -> None:
+        mask = self.busy.get(register.index)
+        if mask is not None and (mask & fragment.mask).any():
+            text = f"it touches {register.name}, which wgmma holds until its group is waited for"
+            raise self.fault("in flight", fragment, text, lane_of(mask & fragment.mask))
 
     def _old(self, register: Register, dtype: np.dtype) -> Any:
         old = self.registers[register.index]
