@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _poison = False
-_PATTERNS = {4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
+_PATTERNS = {2: 0x7FE1, 4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 copies = 0  # how many activations had to be copied into channels-last order; 0 in a network that is all ours
 
@@ -49,9 +49,14 @@ def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
     return array
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is float16, bfloat16 (which NumPy takes for bytes), float32 or float64."""
+    return dtype.kind == "f" and dtype.itemsize in _PATTERNS or dtype.name == "bfloat16"
+
+
 def fill_poison(array: np.ndarray) -> None:
     """Overwrite every element with the mark of what was never written; arrays other than float and signed stay."""
-    if array.dtype.kind == "f" and array.itemsize in _PATTERNS:
+    if is_float(array.dtype):
         array.view(f"u{array.itemsize}").fill(_PATTERNS[array.itemsize])
     elif array.dtype.kind == "i":
         array.fill(np.iinfo(array.dtype).min)
@@ -59,7 +64,7 @@ def fill_poison(array: np.ndarray) -> None:
 
 def is_poison(array: np.ndarray) -> np.ndarray:
     """Which elements still carry the mark, or were computed from one that did (a NaN hands its payload on)."""
-    if array.dtype.kind == "f" and array.itemsize in _PATTERNS:
+    if is_float(array.dtype):
         bits = np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
         return bits & ((1 << 8 * array.itemsize - 1) - 1) == _PATTERNS[array.itemsize]
     if array.dtype.kind == "i":

@@ -146,7 +146,7 @@ class _Module(types.ModuleType):
         super().__init__("cupy")
         self.__spec__, self._real, self.ndarray = real.__spec__, real, ndarray
         runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
-        self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device)
+        self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc)
 
     def __getattr__(self, name):
         if not hasattr(self._real, name):

@@ -1,5 +1,5 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
-from . import cuda_kernels, cuda_vectorised, direct_kernels, numba_kernels, numpy_kernels, problem
+from . import cuda_kernels, cuda_tensor_cores, cuda_vectorised, direct_kernels, numba_kernels, numpy_kernels, problem
 
-__all__ = ["cuda_kernels", "cuda_vectorised", "direct_kernels", "numba_kernels", "numpy_kernels", "problem"]
+__all__ = ["cuda_kernels", "cuda_tensor_cores", "cuda_vectorised", "direct_kernels", "numba_kernels", "numpy_kernels", "problem"]

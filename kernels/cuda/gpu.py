@@ -13,18 +13,11 @@ from .launch import SHARED_STATIC, Function, Launch, by_value, is_array
 
 
 def run(launch: Launch) -> None:
-    """Put `launch` on the current stream of the current device; returns before it has run."""
-    kernel = _kernel(launch.function, current_arch(launch.function))
-    if launch.shared > SHARED_STATIC and kernel.max_dynamic_shared_size_bytes < launch.shared:
-        kernel.max_dynamic_shared_size_bytes = launch.shared
-    args = tuple(a if is_array(a) else _scalar(by_value(a)) for a in launch.args)
-    kernel(launch.grid, launch.block, args, shared_mem=launch.shared)
-
-
-def current_arch(function: Function) -> str:
-    """The arch of the current device that `function` is made for. RuntimeError where it is made for none such."""
-    number = int(_cupy().cuda.Device().compute_capability)
-    return choose_arch(function, number)
+    """Put `launch` on the current stream of the device where its arrays lie; returns before it has run."""
+    with next((a.device for a in launch.args if is_array(a)), _cupy().cuda.Device()) as device:
+        kernel = _kernel(launch.function, device.id, launch.shared)
+        args = tuple(a if is_array(a) else _scalar(by_value(a)) for a in launch.args)
+        kernel(launch.grid, launch.block, args, shared_mem=launch.shared)
 
 
 def choose_arch(function: Function, number: int) -> str:
@@ -45,12 +38,19 @@ def choose_arch(function: Function, number: int) -> str:
 
 
 @functools.cache
-def _kernel(function: Function, arch: str) -> Any:
-    """The loaded function. CuPy keeps one module per device; it takes the path for the content, and ours has its hash."""
+def _kernel(function: Function, device: int, shared: int) -> Any:
+    """The function loaded on a device, and allowed as much dynamic shared memory as it is launched with.
+
+    RawModule takes the path for the content; in ours is the content's hash.
+    """
+    arch = choose_arch(function, int(_cupy().cuda.Device(device).compute_capability))
     cubin = function.cubin(arch)
     if cubin.path is None:
         raise RuntimeError("compiled CUDA kernels are loaded from the cache: set MINIRES_CACHE to a folder to write in")
-    return _cupy().RawModule(path=str(cubin.path)).get_function(function.entry)
+    kernel = _cupy().RawModule(path=str(cubin.path)).get_function(function.entry)
+    if shared + cubin.usage[function.entry].shared > SHARED_STATIC:
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel
 
 
 def _scalar(value: Any) -> Any:
