@@ -128,12 +128,12 @@ def _local_places(wave: Any, f: Any, at: Any, size: int) -> np.ndarray:
     at = f.full(at)
     limit = wave.program.local_size
     lanes = np.arange(wave.size) if f.whole else f.lanes
-    if at.min() < 0 or at.max() > limit - size:
-        first = int(np.flatnonzero((at < 0) | (at > limit - size))[0])
-        raise wave.fault("out of bounds", f, f"byte {int(at[first])} of {limit} of local memory", int(lanes[first]))
     if (at & (size - 1)).any():
         first = int(np.flatnonzero(at & (size - 1))[0])
         raise wave.fault("misaligned", f, f"byte {int(at[first])} of local memory", int(lanes[first]))
+    if at.min() < 0 or at.max() > limit - size:
+        first = int(np.flatnonzero((at < 0) | (at > limit - size))[0])
+        raise wave.fault("out of bounds", f, f"byte {int(at[first])} of {limit} of local memory", int(lanes[first]))
     return lanes * limit + at
 
 

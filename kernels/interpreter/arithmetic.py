@@ -201,9 +201,11 @@ pure("bfind", ARITHMETIC, _bfind)
 pure(
     "brev",
     ARITHMETIC,
-    lambda a: (_bits(a)[:, ::-1] << np.arange(8 * a.dtype.itemsize, dtype=a.dtype)).sum(1, dtype=a.dtype).reshape(
-        np.shape(a)
-    )[()],
+    lambda a: (
+        (_bits(a)[:, ::-1] << np.arange(8 * a.dtype.itemsize, dtype=a.dtype))
+        .sum(1, dtype=a.dtype)
+        .reshape(np.shape(a))[()]
+    ),
 )
 
 LOGIC = "Logic and Shift Instructions"

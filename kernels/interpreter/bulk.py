@@ -192,7 +192,10 @@ def build(i: Instruction) -> Callable:
     """cp.async.bulk: copies from global to shared memory, plain or of a tensor's tile."""
     modifiers = i.modifiers
     if "global" in modifiers and any(m.startswith("mbarrier::complete_tx") for m in modifiers):
-        if any(m in modifiers for m in ("multicast::cluster", "im2col", "gather4")) or "shared::cluster" not in modifiers[:5]:
+        if (
+            any(m in modifiers for m in ("multicast::cluster", "im2col", "gather4"))
+            or "shared::cluster" not in modifiers[:5]
+        ):
             raise unknown(i)
         if "tensor" in modifiers:
             return _tensor_load(i)
@@ -201,7 +204,12 @@ def build(i: Instruction) -> Callable:
 
 
 def _plain_load(i: Instruction) -> Callable:
-    to, what, size, barrier = address(i.operands[0]), address(i.operands[1]), source(i.operands[2], "u32"), i.operands[3]
+    to, what, size, barrier = (
+        address(i.operands[0]),
+        address(i.operands[1]),
+        source(i.operands[2], "u32"),
+        i.operands[3],
+    )
     at_barrier = address(barrier)
 
     def execute(wave: Any, f: Any) -> None:
@@ -240,7 +248,15 @@ def _tensor_load(i: Instruction) -> Callable:
                 text = f"the destination is no multiple of {align} bytes, as its swizzle needs"
                 raise wave.fault("misaligned", f, text, lane)
             data = _tile(wave, tensor, coords[:, k])
-            _issue(wave, f, lane, key, swizzled(int(begins[k]) + np.arange(len(data)), tensor.swizzle), data, tensor.swizzle)
+            _issue(
+                wave,
+                f,
+                lane,
+                key,
+                swizzled(int(begins[k]) + np.arange(len(data)), tensor.swizzle),
+                data,
+                tensor.swizzle,
+            )
 
     return execute
 
@@ -262,7 +278,9 @@ def _tile(wave: Any, tensor: Decoded, begin: np.ndarray) -> np.ndarray:
     offset, inside = np.zeros((), np.int64), np.ones((), bool)
     for b, size, stride, start in zip(tensor.box, tensor.shape, tensor.strides, begin, strict=True):
         index = start + np.arange(b)
-        offset = index * stride + offset[..., None] if offset.ndim == 0 else offset[None] + _column(index * stride, offset)
+        offset = (
+            index * stride + offset[..., None] if offset.ndim == 0 else offset[None] + _column(index * stride, offset)
+        )
         good = (index >= 0) & (index < size)
         inside = good & inside[..., None] if inside.ndim == 0 else inside[None] & _column(good, inside)
     flat = np.where(inside, offset, 0).reshape(-1)

@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 
 from . import shared
-from .opcodes import DTYPES, F32, F64, U32, U64, constant, elementwise, kind_of, opcode, source, target, to_float32, unknown
+from .opcodes import (
+    DTYPES,
+    F32,
+    F64,
+    U32,
+    U64,
+    constant,
+    elementwise,
+    kind_of,
+    opcode,
+    source,
+    target,
+    to_float32,
+    unknown,
+)
 from .ptx import SIZES, Address, Instruction, Register, Symbol, Vector
 
 MOVEMENT = "Data Movement and Conversion Instructions"

@@ -84,9 +84,7 @@ def run(
         at_once = min(at_once, 4)
     report, begin = Report(name), time.perf_counter()
     for first in range(0, len(ids), at_once):
-        wave = Wave(
-            program, arena, parameters, ids[first : first + at_once], grid, block, shared_bytes, random, watch
-        )
+        wave = Wave(program, arena, parameters, ids[first : first + at_once], grid, block, shared_bytes, random, watch)
         wave.run()
         report.counts.instructions += wave.counts.instructions
         report.counts.lanes += wave.counts.lanes

@@ -92,6 +92,10 @@ class Arena:
         places = fragment.full(address).astype(np.int64) - BASE
         lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
         low, high = int(places.min()), int(places.max()) + size
+        if (wrong := places & (size - 1)).any():
+            first = int(np.flatnonzero(wrong)[0])
+            text = f"it {verb} {size} bytes at {self.describe(int(places[first]))}, which is no multiple of {size}"
+            raise wave.fault("misaligned", fragment, text, lanes[first])
         array = self._find(low)
         if array is None or high > array.offset + array.size:
             bad = np.array([self._outside(int(p), size, array) for p in places])
@@ -99,11 +103,6 @@ class Arena:
                 raise _SeveralArrays
             first = int(np.flatnonzero(bad)[0])
             raise wave.fault("out of bounds", fragment, self._describe(int(places[first]), size, verb), lanes[first])
-        if (wrong := places & (size - 1)).any():
-            first = int(np.flatnonzero(wrong)[0])
-            at = int(places[first]) - array.offset
-            text = f"it {verb} {size} bytes at byte {at} of {array.name}, which is no multiple of {size}"
-            raise wave.fault("misaligned", fragment, text, lanes[first])
         return array, places, lanes
 
     def split(self, address: Any, fragment: Fragment) -> list[np.ndarray]:
@@ -135,7 +134,7 @@ class Arena:
     def describe(self, place: int) -> str:
         """A place in `bytes`, as an element of an array."""
         a = self._find(place)
-        return "global memory" if a is None else f"byte {place - a.offset} of {a.name}"
+        return f"address {place + BASE:#x}" if a is None else f"byte {place - a.offset} of {a.name}"
 
 
 class _SeveralArrays(Exception):
@@ -255,11 +254,15 @@ class GlobalMemory:
             text = f"it writes {array.name} where another thread reads, in {place}, and nothing orders the two"
             raise wave.fault("race", fragment, text, int(lanes[first]))
         shadow.writer[g] = me
-        clash = shadow.writer[g] != me
-        if not atomic and clash.any() and (value is None or not (gather(self.arena.bytes, places, size) == value).all()):
-            first = tuple(np.argwhere(clash)[0])
-            text = f"it and another thread write the same bytes of {array.name} in one instruction"
-            raise wave.fault("race", fragment, text, int(lanes[first]))
+        winner = shadow.writer[g]
+        clash = winner != me
+        if not atomic and clash.any():
+            elsewhere = (winner - 1) // wave.threads != block
+            differ = value is None or not (gather(self.arena.bytes, places, size) == value).all()
+            if differ or elsewhere.any():
+                first = tuple(np.argwhere(clash)[0])
+                text = f"it and another thread write the same bytes of {array.name} in one instruction"
+                raise wave.fault("race", fragment, text, int(lanes[first]))
         shadow.written_at[g] = wave.arena.timeline.tick(fragment.pc - 1)
         shadow.atomic[g] = atomic
         shadow.reader[g] = _NOBODY

@@ -176,7 +176,9 @@ def _finish(i: Instruction, kind: str, compute: Callable) -> Callable:
     if "sat" in i.modifiers:
         exact = compute
         if kind == "s32":
-            return lambda *values: np.clip(exact(*[v.astype(np.int64) for v in values]), -(2**31), 2**31 - 1).astype(S32)
+            return lambda *values: np.clip(exact(*[v.astype(np.int64) for v in values]), -(2**31), 2**31 - 1).astype(
+                S32
+            )
         return lambda *values: _saturate(exact(*values))
     return compute
 

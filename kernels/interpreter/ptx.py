@@ -23,6 +23,9 @@ _TOKEN = re.compile(
       | (?P<mark>[][{}()<>;:,=|@!+\-])""",
     re.VERBOSE,
 )
+_SPECIAL = re.compile(  # "Special Registers"
+    r"%(n?tid|n?ctaid|n?warpid|laneid|n?smid|gridid|lanemask|clock|pm\d|envreg|global|n?cluster|is_explicit|\w+_smem)"
+)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -82,10 +85,12 @@ Operand = Register | Negated | Immediate | Special | Symbol | Target | Vector | 
 
 
 class Loc(NamedTuple):
-    """A line of the CUDA source (`-lineinfo`): the number of its file in the module, and the line."""
+    """A line of the CUDA source (`-lineinfo`): the number of its file in the module, and the line. outer: where that
+    was inlined, or None."""
 
     file: int
     line: int
+    outer: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +152,15 @@ class Module:
         return self.functions[name]
 
     def where(self, instruction: Instruction) -> str:
-        """The source line of an instruction, `file:line`, or its line of the PTX text."""
-        if instruction.loc is None or instruction.loc.line == 0:
+        """The source line of an instruction, `file:line` (and where that was inlined), or its line of the PTX text."""
+        loc = instruction.loc
+        if loc is None or loc.line == 0:
             return f"PTX line {instruction.line}"
-        return f"{self.files.get(instruction.loc.file, '?').rpartition('/')[2]}:{instruction.loc.line}"
+        outer = "" if loc.outer is None else f", inlined at {self._line(*loc.outer)}"
+        return self._line(loc.file, loc.line) + outer
+
+    def _line(self, file: int, line: int) -> str:
+        return f"{self.files.get(file, '?').rpartition('/')[2]}:{line}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -367,15 +377,17 @@ class _FunctionParser:
             variable = p.variable(token[1:])
             self.function.variables[variable.name] = variable
         elif token == ".loc":
-            self.loc = Loc(p.integer(), p.integer())
-            p.integer()
+            file, line, _ = p.integer(), p.integer(), p.integer()
+            outer = None
             while p.accept(","):  # function_name LABEL, inlined_at FILE LINE COLUMN
                 if p.next() == "function_name":
                     p.next()
                     while p.accept("+"):
                         p.integer()
                 else:
-                    p.integer(), p.integer(), p.integer()
+                    outer = (p.integer(), p.integer())
+                    p.integer()
+            self.loc = Loc(file, line, outer)
         elif token == ".pragma":
             p.next()
         else:
@@ -397,7 +409,7 @@ class _FunctionParser:
         known = self.function.variables.keys() | self.p.result.variables.keys()
         if name in known or any(name == v.name for v in self.function.parameters):
             return Symbol(name)
-        if name == "_" or name.startswith("%"):
+        if name == "_" or _SPECIAL.match(name):
             return Special(name)
         raise SyntaxError(f"line {self.p.line()}: {name!r} is not declared")
 
@@ -410,6 +422,8 @@ class _FunctionParser:
             guard = (predicate, negated)
         line = p.lines[p.at]
         opcode, *modifiers = p.next().split(".")
+        if opcode == "call":
+            raise NotImplementedError(f"line {line}: device functions that are called; inline them")
         operands = []
         while not p.accept(";"):
             operands.append(self.operand())
@@ -475,6 +489,6 @@ def _tokenize(text: str) -> tuple[list[str], list[str], list[int]]:
 def _spaced(tokens: list[str]) -> str:
     """The tokens of an instruction as one would write them."""
     text = " ".join(tokens)
-    for pattern, replacement in ((r" ([\],;}+|])", r"\1"), (r"([\[{@!+|]) ", r"\1"), (r"^(@\S+) ", r"\1 ")):
+    for pattern, replacement in ((r" ([\],;}+|])", r"\1"), (r"([\[{@!+|]) ", r"\1"), (r"- (?=\d)", "-")):
         text = re.sub(pattern, replacement, text)
     return text

@@ -161,9 +161,7 @@ class Shadow:
         self.tick[granules] = self.order.timeline.tick(place)
         self.writer[granules] = threads
 
-    def _check(
-        self, granules: Any, ticks: Any, lanes: Any, fragment: Fragment, reading: bool, atomic: bool
-    ) -> None:
+    def _check(self, granules: Any, ticks: Any, lanes: Any, fragment: Fragment, reading: bool, atomic: bool) -> None:
         lanes = np.broadcast_to(lanes, granules.shape)
         recent = ticks >= self.order.floor[self.wave.block[lanes]]
         if not reading:

@@ -30,9 +30,7 @@ class Shared:
         self.granule = program.granule
         self.swizzle = np.full(len(self.bytes) // 16, self.unknown_swizzle, np.uint8)  # of tensor copies, per 16 bytes
         granules = len(self.bytes) // self.granule
-        self.shadow: Shadow = (
-            Clocks(wave, granules) if program.fine else Intervals(wave, granules)
-        )
+        self.shadow: Shadow = Clocks(wave, granules) if program.fine else Intervals(wave, granules)
 
     def locate(self, address: Any, size: int, fragment: Fragment) -> tuple[np.ndarray, np.ndarray]:
         """Addresses of a fragment's lanes -> (places in `bytes`, lanes). Raises Fault."""
@@ -41,6 +39,10 @@ class Shared:
         lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
         if not len(address):
             return address, lanes
+        if (wrong := address & (size - 1)).any():
+            first = int(np.flatnonzero(wrong)[0])
+            text = f"byte {int(address[first]) - BASE} of shared memory is no multiple of {size}"
+            raise wave.fault("misaligned", fragment, text, int(lanes[first]))
         if address.min() < BASE or address.max() > self.limit - size:
             first = int(np.flatnonzero((address < BASE) | (address > self.limit - size))[0])
             text = (
@@ -48,10 +50,6 @@ class Shared:
                 f"the block has {self.limit - BASE}"
             )
             raise wave.fault("out of bounds", fragment, text, int(lanes[first]))
-        if (wrong := address & (size - 1)).any():
-            first = int(np.flatnonzero(wrong)[0])
-            text = f"byte {int(address[first]) - BASE} of shared memory is no multiple of {size}"
-            raise wave.fault("misaligned", fragment, text, int(lanes[first]))
         return address + wave.block[lanes] * self.stride, lanes
 
     def granules(self, places: np.ndarray, size: int) -> np.ndarray:

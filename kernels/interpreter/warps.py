@@ -98,7 +98,9 @@ def _shfl(i: Instruction) -> Callable:
         if gone.any():
             w, at = (int(n) for n in np.argwhere(gone)[0])
             own = warps.lanes[(warps.row == w) & (warps.column == at)][0]
-            raise wave.fault("bad use", f, f"it takes a value from lane {int(other[w, at])}, which is not there", int(own))
+            raise wave.fault(
+                "bad use", f, f"it takes a value from lane {int(other[w, at])}, which is not there", int(own)
+            )
         wave.put(to, warps.lanewise(values[row, other]), f)
         if inside is not None:
             wave.put(inside, warps.lanewise(valid), f)

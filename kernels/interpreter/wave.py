@@ -355,7 +355,8 @@ class Wave:
     def place(self, pc: int) -> str:
         """An instruction, and its source line."""
         instruction = self.program.steps[pc].instruction
-        return f"`{instruction.text}` ({self.program.module.where(instruction)})"
+        text = instruction.text if len(instruction.text) <= 90 else instruction.text[:89] + "…"
+        return f"`{text}` ({self.program.module.where(instruction)})"
 
     def name(self, lane: int) -> str:
         """A thread and its block, in the coordinates of the launch."""
@@ -479,5 +480,3 @@ def widen(value: Any, register: Register) -> Any:
         signed = value.dtype.kind == "i"
         value = value.astype(np.dtype(f"{'i' if signed else 'u'}{size}"))
     return value
-
-

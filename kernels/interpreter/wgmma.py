@@ -92,7 +92,7 @@ class Warpgroups:
         row, column = 16 * (lane // 32) + lane % 32 // 4, 2 * (lane % 4)
         for n, register in enumerate(p.d):
             old = wave.registers[register.index]
-            new = np.zeros(wave.size, F32) if old is None else np.array(np.broadcast_to(old, wave.size)).view(F32)
+            new = np.array(np.broadcast_to(np.float32(np.nan) if old is None else old, wave.size)).view(F32)
             part = product[row + 8 * (n >> 1 & 1), column + 8 * (n >> 2) + (n & 1)]
             new[p.lanes] = new[p.lanes] + part if p.scale_d else part
             wave.registers[register.index] = new
