@@ -47,10 +47,7 @@ def source(tmp_path):
     def make(text, entry, **about):
         file = tmp_path / "own.cu"
         file.write_text(text)
-        before = launches.functions()
-        function = Function(file, entry, **about)
-        launches._FUNCTIONS[:] = before
-        return function
+        return Function.unlisted(file, entry, **about)
 
     return make
 

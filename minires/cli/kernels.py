@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cyclopts import App
 
@@ -31,20 +31,30 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
 
 
 @app.command
-def check(file: Path | None = None, /, *, problem: str | None = None, time: bool = False) -> int:
-    """Check CPU kernels on all test cases of their problems, in every dtype and layout that they take.
+def check(
+    file: Path | None = None,
+    /,
+    *,
+    problem: str | None = None,
+    device: Literal["cpu", "cuda", "interpret"] | None = None,
+    time: bool = False,
+) -> int:
+    """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
     Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
 
     Parameters
     ----------
     file
-        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`).
-        Only what it registers is checked.
+        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`), or
+        a .cu file that begins with /* minires: PROBLEM, its launch, and */. Only what it registers is checked.
     problem
         Check only kernels of this problem; without a file, all that are registered for it.
+    device
+        Which kernels, and where: CPU kernels; CUDA kernels on a GPU; or CUDA kernels in an interpreter, which needs no
+        GPU and also reports races and accesses out of bounds. By default cpu; for a .cu file the GPU, if there is one.
     time
-        Also time the kernels that are right, beside all others of their problem, on the first benchmark case.
+        Also time the CPU kernels that are right, beside all others of their problem, on the first benchmark case.
     """
     from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
 
@@ -52,9 +62,18 @@ def check(file: Path | None = None, /, *, problem: str | None = None, time: bool
         raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
     registry = _registry()
     candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
-    chosen = [k for k in candidates if k.device == "cpu" and _known(problem) in (None, k.problem.name)]
+    if device is None:
+        from ..device import cuda
+
+        gpu = "cuda" if cuda.is_available() else "interpret"
+        device = gpu if file is not None and file.suffix == ".cu" else "cpu"
+    if time and device != "cpu":
+        raise ValueError(f"--time goes with --device cpu, not {device}: python -m benchmarks times on a GPU")
+    chosen = _for_device(candidates, device)
+    chosen = [k for k in chosen if _known(problem) in (None, k.problem.name)]
     if not chosen:
-        raise ValueError(f"{file or problem} has no CPU kernel" + (f" of {problem}" if file and problem else ""))
+        kind = "CPU" if device == "cpu" else "CUDA"
+        raise ValueError(f"{file or problem} has no {kind} kernel" + (f" of {problem}" if file and problem else ""))
     results = {k: [r for case in k.problem.cases if "test" in case.tags for r in check_case(k, case)] for k in chosen}
     _print_table(
         ("problem", "kernel", "checks", "worst error", "allowed", "verdict"),
@@ -108,6 +127,25 @@ def compile_kernels(*, problem: str | None = None, arch: list[str] | None = None
         print(f"{c.function.entry} {c.arch}: {'; '.join(c.faults)}")
     print(f"{len(found)} compilations of {len(chosen)} kernels, {len(broken)} broken (numbers: registers per thread)")
     return 1 if broken else 0
+
+
+def _for_device(kernels: Sequence, device: str) -> list:
+    """Those for the device, ready to be called with NumPy arrays. RuntimeError where it is not there."""
+    if device == "cpu":
+        return [k for k in kernels if k.device == "cpu"]
+    chosen = [k for k in kernels if k.device == "cuda"]
+    if device == "interpret":
+        from minires.kernels.cuda.compile import nvrtc  # pyright: ignore[reportMissingImports]
+
+        nvrtc()  # raises where there is none
+        return chosen
+    from minires.kernels.cuda.gpu import from_host  # pyright: ignore[reportMissingImports]
+
+    from ..device import array_module
+    from ..device import device as as_device
+
+    array_module(as_device("cuda"))  # raises where there is none
+    return [from_host(k) for k in chosen]
 
 
 def _registry() -> Any:
