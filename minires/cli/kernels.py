@@ -31,10 +31,13 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
 
 
 @app.command
-def check(file: Path | None = None, /, *, problem: str | None = None, time: bool = False) -> int:
-    """Check CPU kernels on all test cases of their problems, in every dtype and layout that they take.
+def check(
+    file: Path | None = None, /, *, problem: str | None = None, device: str = "cpu", time: bool = False
+) -> int:
+    """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
-    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+    With `--device interpret`, CUDA kernels on a machine without a GPU: their PTX is run on the CPU, and every access to
+    memory is watched. Right is called "interpreted" there: no GPU has confirmed it. Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
 
     Parameters
     ----------
@@ -43,22 +46,27 @@ def check(file: Path | None = None, /, *, problem: str | None = None, time: bool
         Only what it registers is checked.
     problem
         Check only kernels of this problem; without a file, all that are registered for it.
+    device
+        cpu, or interpret for the CUDA kernels (all of them, where neither a file nor a problem is named).
     time
         Also time the kernels that are right, beside all others of their problem, on the first benchmark case.
     """
-    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
-
-    if file is None and problem is None:
+    if device not in ("cpu", "interpret"):
+        raise ValueError(f"--device {device!r}: kernels are checked on cpu, or with interpret for those of CUDA")
+    if file is None and problem is None and device == "cpu":
         raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
+    if time and device != "cpu":
+        raise ValueError("--time goes with --device cpu: an interpreted kernel says nothing of its speed on a GPU")
     registry = _registry()
     candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
-    chosen = [k for k in candidates if k.device == "cpu" and _known(problem) in (None, k.problem.name)]
+    kind = "cpu" if device == "cpu" else "cuda"
+    chosen = [k for k in candidates if k.device == kind and _known(problem) in (None, k.problem.name)]
     if not chosen:
-        raise ValueError(f"{file or problem} has no CPU kernel" + (f" of {problem}" if file and problem else ""))
-    results = {k: [r for case in k.problem.cases if "test" in case.tags for r in check_case(k, case)] for k in chosen}
+        raise ValueError(f"{file or problem} has no {kind} kernel" + (f" of {problem}" if file and problem else ""))
+    results = {k: _checks(k, device) for k in chosen}
     _print_table(
         ("problem", "kernel", "checks", "worst error", "allowed", "verdict"),
-        [_summary(k, found) for k, found in results.items()],
+        [_summary(k, found, "right" if device == "cpu" else "interpreted") for k, found in results.items()],
     )
     for found in results.values():
         for failure in dict.fromkeys(r.failure for r in found if not r.ok):
@@ -124,10 +132,21 @@ def _known(problem: str | None) -> str | None:
     return problem
 
 
-def _summary(kernel: Any, results: list) -> tuple[str, ...]:
+def _checks(kernel: Any, device: str) -> list:
+    """The results of all checks of one kernel."""
+    if device == "interpret":
+        from minires.kernels.interpreter.check import check_all_cases  # pyright: ignore[reportMissingImports]
+
+        return list(check_all_cases(kernel))
+    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
+
+    return [r for case in kernel.problem.cases if "test" in case.tags for r in check_case(kernel, case)]
+
+
+def _summary(kernel: Any, results: list, good: str) -> tuple[str, ...]:
     worst = max((r.worst for r in results if r.ok), default=float("nan"))
     failures = Counter(r.failure for r in results if not r.ok)
-    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or "right"
+    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or good
     if not results:
         verdict = "takes no test case"
     return (
