@@ -41,7 +41,9 @@ def check(
 ) -> int:
     """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
-    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+    With `--device interpret`, CUDA kernels on a machine without a GPU: their PTX is run on the CPU, and every access to
+    memory is watched. Right is called "interpreted" there: no GPU has confirmed it. Exit code 0 where all are right, 1
+    where one is wrong, 2 for bad input.
 
     Parameters
     ----------
@@ -51,33 +53,27 @@ def check(
     problem
         Check only kernels of this problem; without a file, all that are registered for it.
     device
-        Which kernels, and where: CPU kernels; CUDA kernels on a GPU; or CUDA kernels in an interpreter, which needs no
-        GPU and also reports races and accesses out of bounds. By default cpu; for a .cu file the GPU, if there is one.
+        cpu; cuda, for CUDA kernels on a GPU; or interpret, for CUDA kernels without one (all of them, where neither a
+        file nor a problem is named). By default cpu; for a .cu file the GPU, if there is one, else interpret.
     time
         Also time the CPU kernels that are right, beside all others of their problem, on the first benchmark case.
     """
-    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
-
-    if file is None and problem is None:
-        raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
-    registry = _registry()
-    candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
     if device is None:
-        from ..device import cuda
-
-        gpu = "cuda" if cuda.is_available() else "interpret"
-        device = gpu if file is not None and file.suffix == ".cu" else "cpu"
+        device = _default_device(file)
+    if file is None and problem is None and device != "interpret":
+        raise ValueError("say what to check: a FILE.py or FILE.cu that registers kernels, or --problem NAME")
     if time and device != "cpu":
         raise ValueError(f"--time goes with --device cpu, not {device}: python -m benchmarks times on a GPU")
-    chosen = _for_device(candidates, device)
-    chosen = [k for k in chosen if _known(problem) in (None, k.problem.name)]
+    registry = _registry()
+    candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
+    chosen = [k for k in _for_device(candidates, device) if _known(problem) in (None, k.problem.name)]
     if not chosen:
         kind = "CPU" if device == "cpu" else "CUDA"
         raise ValueError(f"{file or problem} has no {kind} kernel" + (f" of {problem}" if file and problem else ""))
-    results = {k: [r for case in k.problem.cases if "test" in case.tags for r in check_case(k, case)] for k in chosen}
+    results = {k: _checks(k, device) for k in chosen}
     _print_table(
         ("problem", "kernel", "checks", "worst error", "allowed", "verdict"),
-        [_summary(k, found) for k, found in results.items()],
+        [_summary(k, found, "right" if device == "cpu" else "interpreted") for k, found in results.items()],
     )
     for found in results.values():
         for failure in dict.fromkeys(r.failure for r in found if not r.ok):
@@ -129,6 +125,15 @@ def compile_kernels(*, problem: str | None = None, arch: list[str] | None = None
     return 1 if broken else 0
 
 
+def _default_device(file: Path | None) -> Literal["cpu", "cuda", "interpret"]:
+    """Where kernels are checked unless the user says."""
+    if file is None or file.suffix != ".cu":
+        return "cpu"
+    from ..device import cuda
+
+    return "cuda" if cuda.is_available() else "interpret"
+
+
 def _for_device(kernels: Sequence, device: str) -> list:
     """Those for the device, ready to be called with NumPy arrays. RuntimeError where it is not there."""
     if device == "cpu":
@@ -162,10 +167,21 @@ def _known(problem: str | None) -> str | None:
     return problem
 
 
-def _summary(kernel: Any, results: list) -> tuple[str, ...]:
+def _checks(kernel: Any, device: str) -> list:
+    """The results of all checks of one kernel."""
+    if device == "interpret":
+        from minires.kernels.interpreter.check import check_all_cases  # pyright: ignore[reportMissingImports]
+
+        return list(check_all_cases(kernel))
+    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
+
+    return [r for case in kernel.problem.cases if "test" in case.tags for r in check_case(kernel, case)]
+
+
+def _summary(kernel: Any, results: list, good: str) -> tuple[str, ...]:
     worst = max((r.worst for r in results if r.ok), default=float("nan"))
     failures = Counter(r.failure for r in results if not r.ok)
-    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or "right"
+    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or good
     if not results:
         verdict = "takes no test case"
     return (
