@@ -61,7 +61,7 @@ def check(
     if device is None:
         device = _default_device(file)
     if file is None and problem is None and device != "interpret":
-        raise ValueError("say what to check: a FILE.py or FILE.cu that registers kernels, or --problem NAME")
+        raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
     if time and device != "cpu":
         raise ValueError(f"--time goes with --device cpu, not {device}: python -m benchmarks times on a GPU")
     registry = _registry()
