@@ -123,6 +123,7 @@ CASES = (
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
     _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
+    _case("several_tiles", 2, 72, (9, 16), 136, (1, 1)),  # of 128 pixels and 128 channels, and tails
     _layer("cifar_stage1", 128, 16, 32, 16, 3),
     _layer("cifar_stage2_down", 128, 16, 32, 32, 3, 2),
     _layer("cifar_stage2", 128, 32, 16, 32, 3),
