@@ -6,7 +6,11 @@ from minires.kernels.interpreter import run
 
 HEADER = ".version 9.0\n.target sm_90a\n.address_size 64\n"
 _DTYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": ml_dtypes.bfloat16, "pred": np.uint32}
-_DTYPES |= {f"{letter}{bits}": np.dtype(f"{letter.replace('s', 'i').replace('b', 'u')}{bits // 8}") for letter in "usb" for bits in (8, 16, 32, 64)}
+_DTYPES |= {
+    f"{letter}{bits}": np.dtype(f"{letter.replace('s', 'i').replace('b', 'u')}{bits // 8}")
+    for letter in "usb"
+    for bits in (8, 16, 32, 64)
+}
 _DTYPES |= {"f16x2": np.uint32, "bf16x2": np.uint32, "tf32": np.uint32}
 
 
@@ -62,4 +66,5 @@ def _declare(name, kind):
 
 def _address(parameter, kind):
     size = dtype_of(kind).itemsize
-    return f"{{ .reg .b64 %base, %off; ld.param.u64 %base, [{parameter}]; mul.wide.u32 %off, %t, {size}; add.s64 %at, %base, %off; }}"
+    offset = f"mul.wide.u32 %off, %t, {size}; add.s64 %at, %base, %off;"
+    return f"{{ .reg .b64 %base, %off; ld.param.u64 %base, [{parameter}]; {offset} }}"

@@ -13,10 +13,10 @@ from minires.kernels.checking import Trial, dtypes_of
 
 pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
 
-from minires.kernels.cuda import compile as compiler  # noqa: E402
-from minires.kernels.cuda.launch import Launch, executed_by  # noqa: E402
-from minires.kernels.interpreter import Fault, run  # noqa: E402
-from minires.kernels.interpreter.check import SCHEDULE, check_interpreted  # noqa: E402
+from minires.kernels.cuda import compile as compiler
+from minires.kernels.cuda.launch import Launch, executed_by
+from minires.kernels.interpreter import Fault, run
+from minires.kernels.interpreter.check import SCHEDULE, check_interpreted
 
 try:
     compiler.nvrtc()

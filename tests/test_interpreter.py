@@ -59,7 +59,10 @@ $L__BB0_2:
 """
     )
     kernel = module.function("scale")
-    assert [(p.name, p.offset, p.size) for p in kernel.parameters] == [("scale_param_0", 0, 8), ("scale_param_1", 8, 24)]
+    assert [(p.name, p.offset, p.size) for p in kernel.parameters] == [
+        ("scale_param_0", 0, 8),
+        ("scale_param_1", 8, 24),
+    ]
     assert module.variables["table"].initial == bytes([0, 0, 128, 63, 1, 2, 3, 4])
     assert module.variables["one"].initial == np.float32(1).tobytes() and module.variables["dynamic"].size == 0
     load, branch, inner, vector, _ = kernel.instructions
@@ -77,9 +80,17 @@ $L__BB0_2:
     "body, error, message",
     [
         ("mov.u32 %r, 1; ret;", SyntaxError, "'%r' is not declared"),
-        (".reg .b32 %r; frobnicate.b32 %r, 1; ret;", NotImplementedError, "PTX line .*`frobnicate.b32 %r, 1`.*opcode table"),
+        (
+            ".reg .b32 %r; frobnicate.b32 %r, 1; ret;",
+            NotImplementedError,
+            "PTX line .*`frobnicate.b32 %r, 1`.*opcode table",
+        ),
         (".reg .b32 %r; shfl.up.b32 %r, %r, 1, 0; ret;", NotImplementedError, "without .sync"),
-        (".reg .b32 %r; mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%r}, {%r}, {%r}, {%r};", NotImplementedError, "mma"),
+        (
+            ".reg .b32 %r; mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%r}, {%r}, {%r}, {%r};",
+            NotImplementedError,
+            "mma",
+        ),
         (".reg .b32 %r; mov.u32 %r, %envreg1; st.shared.u32 [0], %r; ret;", NotImplementedError, "%envreg1"),
         (".reg .b32 %r; cvt.rz.bf16.f32 %r, %r;", NotImplementedError, "another rounding"),
         ("bra NOWHERE;", SyntaxError, "'NOWHERE' is not declared"),
@@ -166,7 +177,11 @@ def test_arguments_that_do_not_fit(args, error, message):
 
 def test_launches_that_do_not_fit():
     text = entry("ret;", [])
-    for grid, block, message in ((1, 2048, "1,024 is the most"), (0, 32, "at least 1"), ((1, 1, 1, 1), 32, "one to three")):
+    for grid, block, message in (
+        (1, 2048, "1,024 is the most"),
+        (0, 32, "at least 1"),
+        ((1, 1, 1, 1), 32, "one to three"),
+    ):
         with pytest.raises(ValueError, match=message):
             run(text, "k", grid, block, [])
     with pytest.raises(ValueError, match="blocks of 64 threads"):
@@ -266,7 +281,9 @@ def test_lanes_part_and_meet_again(seed):
 
 def test_who_is_active_and_who_leads():
     x = np.zeros(64, np.uint32)
-    body = "setp.lt.u32 %p, %t, 40; @!%p bra OUT; activemask.b32 %v; elect.sync %w|%q, %v; selp.u32 %w, 1, 0, %q; mad.lo.u32 %w, %w, 1000, %v; st.global.u32 [%y], %w; OUT:"
+    body = """
+    setp.lt.u32 %p, %t, 40; @!%p bra OUT; activemask.b32 %v; elect.sync %w|%q, %v; selp.u32 %w, 1, 0, %q;
+    mad.lo.u32 %w, %w, 1000, %v; st.global.u32 [%y], %w; OUT:"""
     got = mapped(body, x)
     assert got[0] == (0xFFFFFFFF + 1000) % 2**32 and (got[1:32] == 0xFFFFFFFF).all()
     assert got[32] == 255 + 1000 and (got[33:40] == 255).all() and not got[40:].any()
@@ -296,7 +313,7 @@ def test_exited_threads_do_not_hold_up_a_barrier():
 
 
 def test_trap():
-    with pytest.raises(Fault, match="thread \\(5, 0, 0\\).*it traps"):
+    with pytest.raises(Fault, match=r"thread \(5, 0, 0\).*it traps"):
         mapped("setp.eq.u32 %p, %t, 5; @%p trap;", np.zeros(32, np.uint32))
 
 
@@ -313,7 +330,9 @@ def test_dynamic_shared_memory_has_the_size_of_the_launch():
 
 def test_many_blocks_run_in_several_waves():
     x = rng.integers(0, 2**32, 40 * 32, np.uint32)
-    report = run(entry(INDEX + "ld.global.u32 %v, [%x]; st.global.u32 [%y], %v; ret;", XY), "k", 40, 32, [x, x.copy()], lanes=100)
+    report = run(
+        entry(INDEX + "ld.global.u32 %v, [%x]; st.global.u32 [%y], %v; ret;", XY), "k", 40, 32, [x, x.copy()], lanes=100
+    )
     assert report.counts.lanes == 12 * x.size and "thread instructions" in str(report)
 
 

@@ -173,12 +173,36 @@ def test_right_kernels_pass_under_every_schedule(name, seed):
 FAULTS = [
     # what was done, to which kernel, by replacing what with what, the kind of fault
     ("a missing barrier", "rotate", "bar.sync 0;\n    add", "add", "race"),
-    ("a missing barrier before memory is used again", "rotate", "bar.sync 0;\n    ret;", "mad.lo.u32 %a, %t, 4, %b; st.shared.u32 [%a], %t; ret;", "race"),
+    (
+        "a missing barrier before memory is used again",
+        "rotate",
+        "bar.sync 0;\n    ret;",
+        "mad.lo.u32 %a, %t, 4, %b; st.shared.u32 [%a], %t; ret;",
+        "race",
+    ),
     ("a divergent barrier", "rotate", "bar.sync 0;\n    ret;", "@%p bar.sync 0; bar.sync 0; ret;", "divergent"),
-    ("shared memory that nobody wrote", "rotate", "st.shared.u32 [%a], %v; bar.sync 0;\n    ld.global.u32 %v, [%x];\n    st.shared.u32 [%a], %v;", "", "uninitialised"),
+    (
+        "shared memory that nobody wrote",
+        "rotate",
+        "st.shared.u32 [%a], %v; bar.sync 0;\n    ld.global.u32 %v, [%x];\n    st.shared.u32 [%a], %v;",
+        "",
+        "uninitialised",
+    ),
     ("an index past the end of shared memory", "rotate", "and.b32 %i, %i, 63;", "", "out of bounds"),
-    ("a vector load at an odd place", "rotate", "ld.shared.u32 %v, [%a]", "ld.shared.v2.u32 {%v, %i}, [%a]", "misaligned"),
-    ("a vector load at an odd place of global memory", "rotate", "ld.global.u32 %v", "ld.global.v2.u32 {%v, %i}", "misaligned"),
+    (
+        "a vector load at an odd place",
+        "rotate",
+        "ld.shared.u32 %v, [%a]",
+        "ld.shared.v2.u32 {%v, %i}, [%a]",
+        "misaligned",
+    ),
+    (
+        "a vector load at an odd place of global memory",
+        "rotate",
+        "ld.global.u32 %v",
+        "ld.global.v2.u32 {%v, %i}",
+        "misaligned",
+    ),
     ("a null pointer", "rotate", "ld.param.u64 %x, [x];", "mov.u64 %x, 0;", "out of bounds"),
     ("an array read as constant and written", "rotate", "[%y], %v;", "[%x], %v; ld.global.nc.u32 %v, [%x];", "race"),
     ("a copy read before it was waited for", "copy", "wait_group 0", "wait_group 1", "in flight"),
@@ -189,7 +213,13 @@ FAULTS = [
     ("a block that reads what another writes", "blocks", "ret;", "ld.global.u32 %v, [%y+64]; ret;", "race"),
     ("an early stage release", "pipeline", f"{_WAIT}\n    {_RELEASE}", f"{_RELEASE}\n    {_WAIT}", "race"),
     ("products that are never waited for", "pipeline", _WAIT, "", "race"),
-    ("accumulators read before the wait", "pipeline", "commit_group.sync.aligned;", "commit_group.sync.aligned; add.f32 %d0, %d0, %d0;", "in flight"),
+    (
+        "accumulators read before the wait",
+        "pipeline",
+        "commit_group.sync.aligned;",
+        "commit_group.sync.aligned; add.f32 %d0, %d0, %d0;",
+        "in flight",
+    ),
     ("a descriptor of another swizzle", "pipeline", "0x4000004000010000", "0x8000004000010000", "bad descriptor"),
     ("a descriptor that leads out of memory", "pipeline", "0x4000004000010000", "0x4000104000010000", "bad descriptor"),
     ("mbarriers used before they are initialised", "pipeline", "bar.sync 0;", "", "race|uninitialised"),
@@ -235,7 +265,9 @@ def test_every_kind_of_fault_is_planted():
 
 
 def test_a_message_names_thread_array_and_place():
-    with pytest.raises(Fault, match=r"thread \(63, 0, 0\) of block \(0, 0, 0\): it reads 4 bytes at byte 252 of the input"):
+    with pytest.raises(
+        Fault, match=r"thread \(63, 0, 0\) of block \(0, 0, 0\): it reads 4 bytes at byte 252 of the input"
+    ):
         run(ROTATE, "k", 1, 64, [np.zeros(63, np.uint32), np.zeros(64, np.uint32)], names=("the input", "the output"))
 
 

@@ -60,7 +60,9 @@ def _mma(text, registers):
 _SHAPES = [("f16", 16), ("bf16", 16), ("f16", 8), ("bf16", 8), ("tf32", 8), ("tf32", 4)]
 
 
-@pytest.mark.parametrize("kind, k, accumulator", [(*s, "f32") for s in _SHAPES] + [("f16", 16, "f16"), ("f16", 8, "f16")])
+@pytest.mark.parametrize(
+    "kind, k, accumulator", [(*s, "f32") for s in _SHAPES] + [("f16", 16, "f16"), ("f16", 8, "f16")]
+)
 def test_mma(kind, k, accumulator):
     bits = 32 if kind == "tf32" else 16
     positions = _positions(k, bits)

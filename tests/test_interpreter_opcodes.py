@@ -1,4 +1,4 @@
-"""The interpreter, opcode by opcode: each against plain Python integers, or float64, on random and on extreme operands."""
+"""The interpreter, opcode by opcode: against plain Python integers, or float64, on random and on extreme operands."""
 
 import math
 import struct
@@ -6,7 +6,6 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from minires.kernels.interpreter.opcodes import TABLE
 from ptx_harness import dtype_of, evaluate
 
 rng = np.random.default_rng(0)
@@ -17,7 +16,9 @@ TESTED = set()
 def _integers(kind):
     info = np.iinfo(dtype_of(kind))
     ends = [0, 1, info.max, info.min, info.max - 1, 7]
-    return np.array([*ends, *rng.integers(info.min, info.max, N - len(ends), dtype_of(kind), endpoint=True)], dtype_of(kind))
+    return np.array(
+        [*ends, *rng.integers(info.min, info.max, N - len(ends), dtype_of(kind), endpoint=True)], dtype_of(kind)
+    )
 
 
 def _floats(kind="f32", nan=True):
@@ -131,7 +132,9 @@ def test_integers_of_several_types(text, kinds, result, fn):
     sources = []
     for kind in kinds:
         small = rng.integers(0, 40, N).astype(np.uint32)
-        sources.append(small if kind == "n" else rng.integers(0, 2, N) if kind == "pred" else rng.permutation(_integers(kind)))
+        sources.append(
+            small if kind == "n" else rng.integers(0, 2, N) if kind == "pred" else rng.permutation(_integers(kind))
+        )
     names = ["u32" if kind == "n" else kind for kind in kinds]
     got = evaluate(text, list(zip(names, sources, strict=True)), result)
     assert got.tolist() == [_wrap(fn(*map(int, values)), result) for values in zip(*sources, strict=True)]
@@ -268,7 +271,18 @@ def test_integers_from_floats():
     assert evaluate("cvt.rni.s32.f32", [("f32", a)], "s32").tolist() == [0, 2, -2, 2, 0, top, low, 0, top, 0]
     assert evaluate("cvt.rzi.s32.f32", [("f32", a)], "s32").tolist() == [0, 1, -1, 2, 0, top, low, 0, top, 0]
     assert evaluate("cvt.rmi.s32.f32", [("f32", a)], "s32").tolist() == [0, 1, -2, 2, -1, top, low, 0, top, 0]
-    assert evaluate("cvt.rzi.u32.f32", [("f32", a)], "u32").tolist() == [0, 1, 0, 2, 0, 3_000_000_000, 0, 0, 2**32 - 1, 0]
+    assert evaluate("cvt.rzi.u32.f32", [("f32", a)], "u32").tolist() == [
+        0,
+        1,
+        0,
+        2,
+        0,
+        3_000_000_000,
+        0,
+        0,
+        2**32 - 1,
+        0,
+    ]
     wide = _integers("s32")
     assert evaluate("cvt.rn.f32.s32", [("s32", wide)], "f32").tolist() == wide.astype(np.float32).tolist()
 

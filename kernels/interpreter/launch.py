@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
 from ..cuda.launch import by_value, is_array
+from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
 from .memory import Arena
 from .opcodes import TABLE, unknown
-from .ptx import SIZES, Function, Instruction, Module, parse
+from .ptx import SIZES, Function, Instruction, parse
 from .tensor_map import TensorMap
 from .wave import Counts, Fragment, Program, Step, Wave
 
@@ -60,8 +60,8 @@ def run(
     """Run a kernel of a PTX text on the CPU, and write its results into the arrays it was given.
 
     name: the kernel's name in the text. grid, block: up to three sizes, x first. args: one per parameter: an array
-    (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of dynamic shared
-    memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them in bursts, in
+    (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of
+    dynamic shared memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them in bursts, in
     an order that it determines. lanes: how many threads to run at once. watch(wave, fragment, step) is called before
     every instruction. Raises Fault where the kernel does what it must not, NotImplementedError where it uses
     what is not in the opcode table, and ValueError or TypeError for arguments that do not fit.

@@ -1,8 +1,8 @@
 """What orders two accesses, and the shadow of memory that finds those which nothing orders.
 
 Every access that an instruction makes is an event with a number, its tick; `Timeline.places` remembers the instruction.
-Shadow memory keeps, per granule (the smallest size that the kernel accesses), who wrote last and when. An access by another
-thread is a race unless a barrier lies between the two:
+Shadow memory keeps, per granule (the smallest size that the kernel accesses), who wrote last and when. An access by
+another thread is a race unless a barrier lies between the two:
 
     every access before `Order.floor[block]` happened before a barrier of the whole block;
     within a warp, every access before `Order.warp_floor[warp]` before a bar.warp.sync;

@@ -245,8 +245,8 @@ class Wave:
         return True
 
     def part_waits(self, fragment: Fragment, part: np.ndarray, what: str) -> bool:
-        """A part of the fragment's lanes, one truth value for each, waits here for `what` and runs the instruction again
-        when `wake(what)` is called. The others go on."""
+        """A part of the fragment's lanes, one truth value for each, waits here for `what`, and runs the instruction
+        again when `wake(what)` is called. The others go on."""
         mask = np.zeros(self.size, bool)
         mask[np.arange(self.size)[fragment.lanes][part]] = True
         self.parked.append((what, Fragment(fragment.pc - 1, mask, fragment.strand)))
@@ -466,7 +466,7 @@ def lane_of(mask: np.ndarray) -> int:
 
 def view_as(value: Any, dtype: np.dtype) -> Any:
     """The same bits as another type; of a wider register, its low bits; of a narrower one, zeros above."""
-    if value.dtype == bool or dtype == bool:
+    if "b" in (value.dtype.kind, dtype.kind):
         return value.astype(dtype)
     if value.dtype.itemsize != dtype.itemsize:
         value = value.view(_UNSIGNED[value.dtype.itemsize]).astype(_UNSIGNED[dtype.itemsize])

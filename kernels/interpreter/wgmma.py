@@ -1,9 +1,9 @@
 """Opcodes of asynchronous warpgroup matrices: wgmma.mma_async and its groups.
 
-The operands are read, and the accumulators written, when the warpgroup waits for the group: as late as the hardware may.
-From issue to wait the shared memory counts as being read by the warpgroup's tensor core, which has an entry of its own in
-the vector clocks; a stage that is released before the wait is therefore always a race with whoever fills it again, whichever
-comes first in this run. The accumulators may not be touched in between.
+The operands are read, and the accumulators written, when the warpgroup waits for the group: as late as the hardware
+may. From issue to wait the shared memory counts as being read by the warpgroup's tensor core, which has an entry of its
+own in the vector clocks; a stage that is released before the wait is therefore always a race with whoever fills it
+again, whichever comes first in this run. The accumulators may not be touched in between.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def _operand(
         raise NotImplementedError("matrix descriptors with a base offset")
     at = element_places(descriptor, rows, k, size, transposed)
     if at.min() < BASE or at.max() + size > shared.limit:
-        text = f"a matrix from {int(at.min()) - BASE} to {int(at.max()) + size - BASE} in shared memory of {shared.limit - BASE} bytes"
+        reach = f"{int(at.min()) - BASE} to {int(at.max()) + size - BASE}"
+        text = f"a matrix from byte {reach} of shared memory, which has {shared.limit - BASE}"
         raise wave.fault("bad descriptor", f, text, first)
     at = at + block * shared.stride
     mode = _MODE[descriptor >> 62 & 3]

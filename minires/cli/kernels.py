@@ -31,13 +31,13 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
 
 
 @app.command
-def check(
-    file: Path | None = None, /, *, problem: str | None = None, device: str = "cpu", time: bool = False
-) -> int:
+def check(file: Path | None = None, /, *, problem: str | None = None, device: str = "cpu", time: bool = False) -> int:
     """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
     With `--device interpret`, CUDA kernels on a machine without a GPU: their PTX is run on the CPU, and every access to
-    memory is watched. Right is called "interpreted" there: no GPU has confirmed it. Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+    memory is watched. Right is called "interpreted" there: no GPU has confirmed it.
+
+    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
 
     Parameters
     ----------
