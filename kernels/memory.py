@@ -51,7 +51,7 @@ def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
 
 def is_float(dtype: np.dtype) -> bool:
     """Whether it is float16, bfloat16 (which NumPy takes for bytes), float32 or float64."""
-    return dtype.kind == "f" and dtype.itemsize in _PATTERNS or dtype.name == "bfloat16"
+    return (dtype.kind == "f" and dtype.itemsize in _PATTERNS) or dtype.name == "bfloat16"
 
 
 def fill_poison(array: np.ndarray) -> None:

@@ -1,9 +1,8 @@
-"""A stand-in for CuPy on a machine without a GPU: arrays that live in host memory, answer as `cuda:0`, and are as strict as
-CuPy's.
+"""A stand-in for CuPy on a machine without a GPU: arrays in host memory that answer as `cuda:0`, as strict as CuPy's.
 
-What CuPy refuses is refused here: an array never turns into NumPy's by itself, does not mix with NumPy's arrays, and has
-only functions that the installed CuPy has. What differs in kind is the same here: a reduction or an element is an array
-without axes, not a number. Kernels that are launched on these arrays run in the interpreter.
+What CuPy refuses is refused here: an array never turns into NumPy's by itself, does not mix with NumPy's arrays, and
+has only functions that the installed CuPy has. What differs in kind is the same here: a reduction or an element is an
+array without axes, not a number. Kernels that are launched on these arrays run in the interpreter.
 """
 
 import dataclasses
@@ -31,7 +30,9 @@ class ndarray:
         for name in ("shape", "strides", "dtype", "ndim", "size", "nbytes", "itemsize")
     )
     flags = property(lambda self: self._host.flags)
-    real, imag, T = (property(lambda self, name=name: _wrap(getattr(self._host, name))) for name in ("real", "imag", "T"))
+    real, imag, T = (
+        property(lambda self, name=name: _wrap(getattr(self._host, name))) for name in ("real", "imag", "T")
+    )
     device = property(lambda self: types.SimpleNamespace(id=0))
     data = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
     base = property(lambda self: None if self._host.base is None else self._host.base)
@@ -93,10 +94,14 @@ def _method(name):
     return call
 
 
-_OPERATORS = """add sub mul truediv floordiv mod pow matmul radd rsub rmul rtruediv rfloordiv rmod rpow rmatmul iadd isub imul
-itruediv ifloordiv imod ipow and or xor rand ror rxor iand ior ixor lshift rshift lt le gt ge eq ne neg pos abs invert""".split()
-_METHODS = """sum mean max min prod var std argmax argmin any all reshape transpose astype copy ravel flatten squeeze swapaxes
-nonzero take repeat cumsum clip round conj dot argsort""".split()
+_OPERATORS = """
+    add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv rfloordiv rmod rpow
+    rmatmul rand ror rxor iadd isub imul itruediv ifloordiv imod ipow iand ior ixor lt le gt ge eq ne neg pos abs invert
+""".split()
+_METHODS = """
+    sum mean max min prod var std argmax argmin any all reshape transpose astype copy ravel flatten squeeze swapaxes
+    nonzero take repeat cumsum clip round conj dot argsort
+""".split()
 for _name in _OPERATORS:
     setattr(ndarray, f"__{_name}__", _method(f"__{_name}__"))
 for _name in _METHODS:
@@ -152,9 +157,32 @@ class _Module(types.ModuleType):
         if not hasattr(self._real, name):
             raise AttributeError(f"module 'cupy' has no attribute {name!r}")
         value = getattr(np, name)
+        if name in ("ogrid", "mgrid"):
+            return _Grid(value)
         if not callable(value) or isinstance(value, type):
             return value
-        return lambda *args, **kwargs: _call(value, name, args, kwargs)
+        return _Function(value, name)
+
+
+class _Function:
+    """A function of NumPy's, and `at` of one that is a ufunc."""
+
+    def __init__(self, function, name):
+        self._function, self._name = function, name
+
+    def __call__(self, *args, **kwargs):
+        return _call(self._function, self._name, args, kwargs)
+
+    def at(self, *args):
+        self._function.at(*map(_unwrap, args))
+
+
+class _Grid:
+    def __init__(self, grid):
+        self._grid = grid
+
+    def __getitem__(self, key):
+        return _wrap(self._grid[key])
 
 
 class _Device:
@@ -181,7 +209,9 @@ def install(monkeypatch):
 
     def execute(launch):
         launched.append(launch)
-        assert not any(isinstance(a, np.ndarray) and a.ndim for a in launch.args), "an array of the host's was launched on"
+        assert not any(isinstance(a, np.ndarray) and a.ndim for a in launch.args), (
+            "an array of the host's was launched on"
+        )
         interpret(dataclasses.replace(launch, args=tuple(_unwrap(a, host_too=True) for a in launch.args)))
 
     monkeypatch.setattr(launches, "_executor", execute)

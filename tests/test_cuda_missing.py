@@ -57,7 +57,7 @@ def test_one_line_and_exit_code_2(name, monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err == f"minires: error: device {device(where)} needs {message}\n"
     assert not (tmp_path / "run").exists()
     assert minires.cuda.is_available() is (name == "too few GPUs")
-    with pytest.raises(RuntimeError, match="^device cuda"):
+    with pytest.raises(RuntimeError, match=r"^device cuda"):
         array_module(device(where))
 
 
@@ -65,6 +65,8 @@ def test_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    with pytest.raises(RuntimeError, match=r"needs CuPy, which cannot be imported \(libcudart.so.13: .*\): pip install"):
+    with pytest.raises(
+        RuntimeError, match=r"needs CuPy, which cannot be imported \(libcudart.so.13: .*\): pip install"
+    ):
         array_module(device("cuda"))
     assert not minires.cuda.is_available()

@@ -47,10 +47,7 @@ def source(tmp_path):
     def make(text, entry, **about):
         file = tmp_path / "own.cu"
         file.write_text(text)
-        before = launches.functions()
-        function = Function(file, entry, **about)
-        launches._FUNCTIONS[:] = before
-        return function
+        return Function.unlisted(file, entry, **about)
 
     return make
 
@@ -69,7 +66,7 @@ def test_every_problem_has_a_cuda_kernel():
 
 def test_every_function_has_a_source_of_its_own_entry():
     for f in functions():
-        assert f'extern "C" __global__ void' in f.file.read_text() and f"{f.entry}(" in f.file.read_text()
+        assert 'extern "C" __global__ void' in f.file.read_text() and f"{f.entry}(" in f.file.read_text()
         assert set(f.archs) <= {*ARCHS, "sm_90a"}
 
 
@@ -132,7 +129,9 @@ def test_a_header_that_is_not_there(source):
         compiler.whole_source(source('#include "nowhere.cuh"\n', "k").file)
 
 
-@pytest.mark.parametrize("arch, message", [("compute_80", "must be a real arch"), ("sm_20", "compiles no code for sm_20")])
+@pytest.mark.parametrize(
+    "arch, message", [("compute_80", "must be a real arch"), ("sm_20", "compiles no code for sm_20")]
+)
 def test_archs_that_are_refused(arch, message):
     with pytest.raises(ValueError, match=message):
         compiler.compile_cubin(KERNEL, "copy.cu", arch)
@@ -173,7 +172,9 @@ def test_an_advisory_is_a_fault(source, cache):
     ],
 )
 def test_the_arch_that_a_device_gets(archs, device, chosen):
-    assert choose_arch(Function(launches.functions()[0].file, "relu_fprop", ("-DNUMBER=float",), archs), device) == chosen
+    assert (
+        choose_arch(Function(launches.functions()[0].file, "relu_fprop", ("-DNUMBER=float",), archs), device) == chosen
+    )
 
 
 def test_a_device_too_old_for_a_kernel(source):
@@ -193,7 +194,10 @@ _DENSE = np.zeros(8, np.float32)
         (dict(block=(0,)), "threads; CUDA takes"),
         (dict(shared=1 << 20), "1048576 bytes of shared memory"),
         (dict(args=(_DENSE[::2],)), r"argument 0, of shape \(4,\) and strides \(8,\), is not C-contiguous"),
-        (dict(args=(1, np.lib.stride_tricks.as_strided(_DENSE, (1, 1 << 31), (4, 4)))), "argument 1 has 2147483648 elem"),
+        (
+            dict(args=(1, np.lib.stride_tricks.as_strided(_DENSE, (1, 1 << 31), (4, 4)))),
+            "argument 1 has 2147483648 elem",
+        ),
         (dict(args=(_DENSE[1:],)), "argument 0 lies at 0x.*, not aligned to 16"),
     ],
 )

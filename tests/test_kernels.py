@@ -9,10 +9,7 @@ from minires.kernels.cpu.jit import get_num_threads, set_num_threads
 
 TRIALS = {
     problem.name: [
-        Trial(problem, case, dtype)
-        for case in problem.cases
-        if "test" in case.tags
-        for dtype in (*DTYPES, *HALVES)
+        Trial(problem, case, dtype) for case in problem.cases if "test" in case.tags for dtype in (*DTYPES, *HALVES)
     ]
     for problem in registry.problems()
 }

@@ -1,7 +1,7 @@
 """Batch normalisation on a GPU: two passes over memory forward (statistics, result) and two backward (sums, dx).
 
-Rows of channels-last memory are dealt out to blocks by shape alone, never by what the GPU has, so that every GPU adds in
-the same order.
+Rows of channels-last memory are dealt out to blocks by shape alone, never by what the GPU has, so that every GPU adds
+in the same order.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def fprop_infer_cuda(x, gamma, beta, mean, inv_std, z, *, relu):
 
 
 @kernel(
-    BATCHNORM2D_BWD, device="cuda", step=1, note="one pass for both sums (it writes dz), one for dx", supports=_same_dtype
+    BATCHNORM2D_BWD,
+    device="cuda",
+    step=1,
+    note="one pass for both sums (it writes dz), one for dx",
+    supports=_same_dtype,
 )
 def bwd_cuda(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape

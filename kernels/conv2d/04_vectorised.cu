@@ -99,8 +99,14 @@ template <class F> __forceinline__ void finish(const float (&sum)[8][TN], int n0
   }
 }
 
+#if __CUDA_ARCH__ >= 1200
+#define RESIDENT (BN == 128 ? 1 : 2)  // blocks of an SM: 128 registers are too few there
+#else
+#define RESIDENT 2
+#endif
+
 // y[(n, p, q), k]
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     fprop_vectorised(const float* x, const float* w, float* y, const __grid_constant__ Conv z) {
   const int across = (z.K + BN - 1) / BN, m0 = blockIdx.x / across * BM, n0 = blockIdx.x % across * BN;
   const int pixels = z.N * z.P * z.Q;
@@ -110,12 +116,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   multiply(a, b, (z.R * z.S * z.C + BK - 1) / BK, sum);
   finish(sum, n0, z.K, [=](int row) { return m0 + row < pixels ? y + (m0 + row) * z.K : nullptr; });
 }
-
-#if __CUDA_ARCH__ >= 1200
-#define RESIDENT (BN == 128 ? 1 : 2)  // blocks of an SM: 128 registers are too few there
-#else
-#define RESIDENT 2
-#endif
 
 // dx[(n, h, w), c]; w lies as (K, R, S, C)
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

@@ -2,4 +2,12 @@
 
 from . import cuda_kernels, cuda_tensor_cores, cuda_vectorised, direct_kernels, numba_kernels, numpy_kernels, problem
 
-__all__ = ["cuda_kernels", "cuda_tensor_cores", "cuda_vectorised", "direct_kernels", "numba_kernels", "numpy_kernels", "problem"]
+__all__ = [
+    "cuda_kernels",
+    "cuda_tensor_cores",
+    "cuda_vectorised",
+    "direct_kernels",
+    "numba_kernels",
+    "numpy_kernels",
+    "problem",
+]

@@ -65,10 +65,9 @@ def dense(a: Any) -> Any:
 
 
 def slices_of(pixels: int, tiles: int, step: int) -> tuple[int, int]:
-    """(slices, pixels of each, a multiple of `step`) of a sum that `tiles` blocks form; by shape alone, so that the order
-    of additions is the same on every GPU."""
+    """(slices, pixels of each, a multiple of `step`) of a sum that `tiles` blocks form.
+
+    By shape alone, so that the order of additions is the same on every GPU."""
     most = max(1, pixels // _LEAST_PIXELS)
     each = max(1, blocks(blocks(pixels, min(most, max(1, _BLOCKS_WANTED // tiles))), step)) * step
     return max(1, blocks(pixels, each)), each
-
-

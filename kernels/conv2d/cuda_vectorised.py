@@ -15,10 +15,7 @@ _SOURCE = Path(__file__).with_name("04_vectorised.cu")
 _ROWS, _DEPTH, _MOST_TAPS = 128, 16, 256
 _WIDTHS = (32, 64, 128)  # columns of a tile
 _FPROP, _DGRAD, _WGRAD = (
-    {
-        columns: Function(_SOURCE, entry, (f"-DCOLUMNS={columns}",), registers=168, alignment=16)
-        for columns in _WIDTHS
-    }
+    {columns: Function(_SOURCE, entry, (f"-DCOLUMNS={columns}",), registers=168, alignment=16) for columns in _WIDTHS}
     for entry in ("fprop_vectorised", "dgrad_vectorised", "wgrad_vectorised")
 )
 _WGRAD_SUM = Function(_SOURCE, "wgrad_sum_jk", (f"-DCOLUMNS={_WIDTHS[-1]}",))

@@ -1,11 +1,11 @@
 """CUDA source to machine code with NVRTC, which needs no GPU, and a disk cache that notices every edit.
 
-A source is one text: the `#include "..."` lines of our own headers are replaced by the headers, so that the cache, whose
-key is that text with arch, options and NVRTC's version, cannot miss an edit in a header. (CuPy's own cache does not look
-into headers, and its RawKernel(code=...) forces denormals to zero.)
+A source is one text: the `#include "..."` lines of our own headers are replaced by the headers, so that the cache,
+whose key is that text with arch, options and NVRTC's version, cannot miss an edit in a header. (CuPy's own cache does
+not look into headers, and its RawKernel(code=...) forces denormals to zero.)
 
-Machine code is made for a real arch (sm_80), never PTX for a virtual one on trust: NVRTC makes PTX without running ptxas,
-so that only a cubin shows registers, spills and instructions that the arch lacks. PTX is for `kernels/interpreter`.
+Machine code is made for a real arch (sm_80), never PTX for a virtual one on trust: NVRTC makes PTX without running
+ptxas, so that only a cubin shows registers, spills and instructions that the arch lacks. PTX is for the interpreter.
 """
 
 from __future__ import annotations

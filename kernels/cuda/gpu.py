@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 from typing import Any
 
 import numpy as np
 
+from ..registry import Kernel
 from . import compile as compiler
 from .launch import SHARED_STATIC, Function, Launch, by_value, is_array
 
@@ -51,6 +53,38 @@ def _kernel(function: Function, device: int, shared: int) -> Any:
     if shared + cubin.usage[function.entry].shared > SHARED_STATIC:
         kernel.max_dynamic_shared_size_bytes = shared
     return kernel
+
+
+def from_host(kernel: Kernel) -> Kernel:
+    """The kernel for NumPy arrays: it moves them to the GPU, in the layout that they have, and its outputs back."""
+
+    @functools.wraps(kernel.fn)
+    def moved(*arrays: Any, **params: Any) -> Any:
+        roots = {id(root): (root, _cupy().asarray(root)) for a in arrays if a is not None for root in [_root(a)]}
+        there = [None if a is None else _view(a, *roots[id(_root(a))]) for a in arrays]
+        result = kernel.fn(*there, **params)
+        names = list(dict(zip(kernel.problem.reference.__code__.co_varnames, arrays, strict=False)))
+        for name, a in zip(names, arrays, strict=True):
+            if a is not None and name in kernel.problem.writes:
+                root, memory = roots[id(_root(a))]
+                root[...] = memory.get()
+        back = tuple(None if y is None else y.get() for y in (result if isinstance(result, tuple) else (result,)))
+        return back if isinstance(result, tuple) else back[0]
+
+    return dataclasses.replace(kernel, fn=moved)
+
+
+def _root(a: np.ndarray) -> np.ndarray:
+    """The array that owns the memory."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def _view(a: np.ndarray, root: np.ndarray, memory: Any) -> Any:
+    """What `a` is to its root, in the root's copy on the GPU."""
+    offset = a.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return _cupy().ndarray(a.shape, a.dtype, memory.data + offset, a.strides)
 
 
 def _scalar(value: Any) -> Any:

@@ -2,9 +2,9 @@
 
     launch(Launch(FUNCTION, grid, block, (x, y, n)))
 
-CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in `kernels/interpreter`, which steps the
-kernel's PTX on the CPU. The launcher does not know which: it allocates with `memory.empty(..., like=x)` and never names CuPy. So what a test without
-a GPU checks is the very code that runs on one.
+CuPy arrays run on their GPU (`gpu.py`); NumPy arrays run in `kernels/interpreter`, which steps the kernel's PTX on the
+CPU. The launcher does not know which: it allocates with `memory.empty(..., like=x)` and never names CuPy. So what a
+test without a GPU checks is the very code that runs on one.
 
 Arguments: an array is passed as its address; int and bool as int32, float as float32; a NumPy scalar or 0-d array (a
 structured one too: a struct) by value.
@@ -50,6 +50,14 @@ class Function:
     def __post_init__(self) -> None:
         if self not in _FUNCTIONS:
             _FUNCTIONS.append(self)
+
+    @classmethod
+    def unlisted(cls, *args: Any, **kwargs: Any) -> Function:
+        """A function of a file outside the tree."""
+        before = functions()
+        function = cls(*args, **kwargs)
+        _FUNCTIONS[:] = before
+        return function
 
     def cubin(self, arch: str) -> compiler.Cubin:
         """Its machine code for `arch`. Raises as `compile.compile_cubin`."""
@@ -124,7 +132,7 @@ def blocks(n: int, size: int) -> int:
 
 
 def check(what: Launch) -> None:
-    """ValueError unless grid and block are within CUDA's limits and every array is dense, aligned and 32-bit countable."""
+    """ValueError unless grid and block are within CUDA's limits, and arrays dense, aligned and 32-bit countable."""
     name = what.function.entry
     if any(n > most for n, most in zip(what.grid, _GRID_MOST, strict=False)) or len(what.grid) > 3:
         raise ValueError(f"{name}: grid {what.grid} exceeds CUDA's {_GRID_MOST}; use a smaller batch")

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiled for every arch that it declares: what `minires kernels compile` and the tests walk over."""
+"""Every CUDA kernel compiled for every arch that it declares: for `minires kernels compile` and the tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _compiled(job: tuple[Function, str]) -> Compiled:
 
 
 def faults(function: Function, cubin: compiler.Cubin) -> list[str]:
-    """What is wrong with machine code that compiled: spills, ptxas advisories, more registers or memory than allowed."""
+    """What is wrong with machine code that compiled: spills, advisories, more registers or memory than allowed."""
     usage = cubin.usage[function.entry]
     found = list(cubin.advisories)
     if usage.spill_stores or usage.spill_loads:

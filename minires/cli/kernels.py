@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cyclopts import App
 
@@ -31,37 +31,44 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
 
 
 @app.command
-def check(file: Path | None = None, /, *, problem: str | None = None, device: str = "cpu", time: bool = False) -> int:
+def check(
+    file: Path | None = None,
+    /,
+    *,
+    problem: str | None = None,
+    device: Literal["cpu", "cuda", "interpret"] | None = None,
+    time: bool = False,
+) -> int:
     """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
     With `--device interpret`, CUDA kernels on a machine without a GPU: their PTX is run on the CPU, and every access to
-    memory is watched. Right is called "interpreted" there: no GPU has confirmed it.
-
-    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+    memory is watched. Right is called "interpreted" there: no GPU has confirmed it. Exit code 0 where all are right, 1
+    where one is wrong, 2 for bad input.
 
     Parameters
     ----------
     file
-        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`).
-        Only what it registers is checked.
+        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`), or
+        a .cu file that begins with /* minires: PROBLEM, its launch, and */. Only what it registers is checked.
     problem
         Check only kernels of this problem; without a file, all that are registered for it.
     device
-        cpu, or interpret for the CUDA kernels (all of them, where neither a file nor a problem is named).
+        cpu; cuda, for CUDA kernels on a GPU; or interpret, for CUDA kernels without one (all of them, where neither a
+        file nor a problem is named). By default cpu; for a .cu file the GPU, if there is one, else interpret.
     time
-        Also time the kernels that are right, beside all others of their problem, on the first benchmark case.
+        Also time the CPU kernels that are right, beside all others of their problem, on the first benchmark case.
     """
-    if device not in ("cpu", "interpret"):
-        raise ValueError(f"--device {device!r}: kernels are checked on cpu, or with interpret for those of CUDA")
-    if file is None and problem is None and device == "cpu":
+    if device is None:
+        device = _default_device(file)
+    if file is None and problem is None and device != "interpret":
         raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
     if time and device != "cpu":
-        raise ValueError("--time goes with --device cpu: an interpreted kernel says nothing of its speed on a GPU")
+        raise ValueError(f"--time goes with --device cpu, not {device}: python -m benchmarks times on a GPU")
     registry = _registry()
     candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
-    kind = "cpu" if device == "cpu" else "cuda"
-    chosen = [k for k in candidates if k.device == kind and _known(problem) in (None, k.problem.name)]
+    chosen = [k for k in _for_device(candidates, device) if _known(problem) in (None, k.problem.name)]
     if not chosen:
+        kind = "CPU" if device == "cpu" else "CUDA"
         raise ValueError(f"{file or problem} has no {kind} kernel" + (f" of {problem}" if file and problem else ""))
     results = {k: _checks(k, device) for k in chosen}
     _print_table(
@@ -116,6 +123,34 @@ def compile_kernels(*, problem: str | None = None, arch: list[str] | None = None
         print(f"{c.function.entry} {c.arch}: {'; '.join(c.faults)}")
     print(f"{len(found)} compilations of {len(chosen)} kernels, {len(broken)} broken (numbers: registers per thread)")
     return 1 if broken else 0
+
+
+def _default_device(file: Path | None) -> Literal["cpu", "cuda", "interpret"]:
+    """Where kernels are checked unless the user says."""
+    if file is None or file.suffix != ".cu":
+        return "cpu"
+    from ..device import cuda
+
+    return "cuda" if cuda.is_available() else "interpret"
+
+
+def _for_device(kernels: Sequence, device: str) -> list:
+    """Those for the device, ready to be called with NumPy arrays. RuntimeError where it is not there."""
+    if device == "cpu":
+        return [k for k in kernels if k.device == "cpu"]
+    chosen = [k for k in kernels if k.device == "cuda"]
+    if device == "interpret":
+        from minires.kernels.cuda.compile import nvrtc  # pyright: ignore[reportMissingImports]
+
+        nvrtc()  # raises where there is none
+        return chosen
+    from minires.kernels.cuda.gpu import from_host  # pyright: ignore[reportMissingImports]
+
+    from ..device import array_module
+    from ..device import device as as_device
+
+    array_module(as_device("cuda"))  # raises where there is none
+    return [from_host(k) for k in chosen]
 
 
 def _registry() -> Any:
