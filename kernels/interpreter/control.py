@@ -76,6 +76,14 @@ def needs_clocks(i: Instruction) -> bool:
     return "arrive" in i.modifiers or not zero or (len(i.operands) > 1 and "sync" in i.modifiers)
 
 
-for _name in ("fence", "membar", "setmaxnreg", "griddepcontrol", "nanosleep"):
-    # The order that fences give is only modelled where a barrier, an mbarrier or an atomic carries it.
+@opcode("fence", SYNCHRONISATION)
+def _fence(i: Instruction) -> Callable:
+    """fence.proxy.async orders ordinary stores before asynchronous reads. The order that other fences give is only known
+    where a barrier, an mbarrier or an atomic carries it."""
+    if i.modifiers[0] == "proxy" and i.modifiers[1].startswith("async"):
+        return lambda wave, f: wave.shared.shadow.fence(f)
+    return lambda wave, f: None
+
+
+for _name in ("membar", "setmaxnreg", "griddepcontrol", "nanosleep"):
     opcode(_name, SYNCHRONISATION)(lambda i: lambda wave, f: None)

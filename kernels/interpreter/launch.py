@@ -62,9 +62,11 @@ def run(
     name: the kernel's name in the text. grid, block: up to three sizes, x first. args: one per parameter: an array
     (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of
     dynamic shared memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them
-    in bursts, in an order that it determines. lanes: how many threads to run at once. watch(wave, fragment, step) is called before
-    every instruction. Raises Fault where the kernel does what it must not, NotImplementedError where it uses
-    what is not in the opcode table, and ValueError or TypeError for arguments that do not fit.
+    in bursts, in an order that it determines. lanes: how many threads to run at once. watch(wave, fragment, step) is
+    called before every instruction.
+
+    Raises Fault where the kernel does what it must not, NotImplementedError where it uses what is not in the opcode
+    table, and ValueError or TypeError for arguments that do not fit.
     """
     program = prepare(text, name)
     grid, block = _sizes(grid, "grid"), _sizes(block, "block")

@@ -90,7 +90,7 @@ class Arena:
         Lanes that touch several arrays at once are served by `split`.
         """
         places = fragment.full(address).astype(np.int64) - BASE
-        lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
+        lanes = wave.every_lane if fragment.whole else fragment.lanes
         low, high = int(places.min()), int(places.max()) + size
         if (wrong := places & (size - 1)).any():
             first = int(np.flatnonzero(wrong)[0])

@@ -126,6 +126,7 @@ class Wave:
         warps = -(-self.threads // 32)
         self.warp = self.block * warps + self.thread // 32  # within the wave
         self.laneid = self.thread % 32
+        self.every_lane = np.arange(self.size)
         self.warps = warps * self.blocks
         self.registers: list[Any] = [None] * len(program.function.registers)
         self.order = Order(self)

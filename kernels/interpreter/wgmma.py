@@ -108,7 +108,7 @@ class Warpgroups:
 
 def _firsts(wave: Any, f: Any) -> np.ndarray:
     """The first lane of each warpgroup of the fragment; Fault where one is not whole."""
-    lanes = np.arange(wave.size) if f.whole else f.lanes
+    lanes = wave.every_lane if f.whole else f.lanes
     whole = f.count % 128 == 0 and (wave.thread[lanes] % 128 == np.tile(np.arange(128), f.count // 128)).all()
     if not whole:
         raise wave.fault("divergent", f, "it needs all 128 threads of the warpgroup", int(lanes[0]))
