@@ -312,6 +312,11 @@ def test_exited_threads_do_not_hold_up_a_barrier():
     assert mapped(body.replace("@%p bra OUT;", "@%p exit;"), x).tolist() == [i if i <= 50 else 0 for i in range(64)]
 
 
+def test_a_kernel_that_does_not_end():
+    with pytest.raises(Fault, match="deadlock: the kernel still runs after 1,000 instructions, in `bra HERE`"):
+        run(entry("HERE: bra HERE;", []), "k", 1, 32, [], limit=1000)
+
+
 def test_trap():
     with pytest.raises(Fault, match=r"thread \(5, 0, 0\).*it traps"):
         mapped("setp.eq.u32 %p, %t, 5; @%p trap;", np.zeros(32, np.uint32))

@@ -296,7 +296,7 @@ class Clocks(Shadow):
         self.read_at[granules, self.warpgroup_agent(int(threads[0]))] = order.timeline.tick(fragment.pc - 1) + 1
 
     def fence(self, fragment: Fragment) -> None:
-        """fence.proxy.async: what the fragment's threads stored, or have learnt of, may be read by asynchronous units."""
+        """fence.proxy.async: asynchronous units may read what the fragment's threads stored or have learnt of."""
         lanes = fragment.lanes
         self.fenced[self.wave.block[lanes], self.wave.thread[lanes]] = self.order.timeline.now
 

@@ -102,7 +102,7 @@ class Wave:
     """Some blocks of a launch.
 
     block_ids: the x, y, z of each block, shape (blocks, 3). grid, block: (x, y, z). schedule: None runs all warps in
-    step; a random generator runs them in bursts, in random order.
+    step; a random generator runs them in bursts, in random order. limit: how many instructions it may take.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Wave:
         shared_bytes: int,
         schedule: np.random.Generator | None = None,
         watch: Callable[[Wave, Fragment, Step], None] | None = None,
+        limit: int = 1 << 62,
     ):
         self.program, self.arena, self.parameters = program, arena, parameters
         self.threads, self.blocks = int(np.prod(block)), len(block_ids)
@@ -142,7 +143,7 @@ class Wave:
         self.units: dict[type, Any] = {}  # asynchronous units, by class
         self.busy: dict[int, np.ndarray] = {}  # registers that wgmma holds, and for which lanes
         self.counts = Counts()
-        self.watch, self.random = watch, schedule
+        self.watch, self.random, self.limit = watch, schedule, limit
         self._guarded: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
     # Running
@@ -201,6 +202,9 @@ class Wave:
             step = steps[fragment.pc]
             counts.instructions += 1
             counts.lanes += fragment.count
+            if counts.instructions > self.limit:
+                fragment.pc += 1
+                raise self.fault("deadlock", fragment, f"the kernel still runs after {self.limit:,} instructions")
             if self.watch is not None:
                 self.watch(self, fragment, step)
             fragment.pc += 1
