@@ -159,6 +159,7 @@ def test_results_as_files_and_in_notebooks(walked, tmp_path):
     assert found["held_bytes"] == walked.held_bytes.tolist() and found["versions"]["minires"]
     assert files[1].read_bytes().startswith(b"\x89PNG") and walked._repr_png_().startswith(b"\x89PNG")
     topo = study.toposort(blocks=(1, 2))
+    assert len(repr(topo)) < 80 and "Toposort" in repr(topo)
     assert "5.25" in topo._repr_html_() and "data:image/png;base64," in topo._repr_html_()
 
 
