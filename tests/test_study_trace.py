@@ -16,7 +16,7 @@ import minires.ops
 from minires import nn, study
 from minires.cli import main
 from minires.engine import Function
-from minires.study.op_pages import backward_formulas, op_page
+from minires.study.op_pages import OpPage, backward_formulas, op_page
 from minires.study.result import Finding, Result, Table, number, plain
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +69,8 @@ def test_an_op_of_ones_own_says_it_in_its_class():
 
     assert op_page(Twice).formulas == ("dx = 2 dy.",)
     assert op_page(Twice).file == Path(__file__).relative_to(ROOT).as_posix()
+    typed = type("Typed", (Function,), {"__module__": "nowhere", "__doc__": "dx = dy"})
+    assert op_page(typed) == OpPage("Typed", ("dx = dy",), "nowhere", 0)
 
 
 # --- trace ----------------------------------------------------------------------------------------------------------
