@@ -8,13 +8,25 @@ from numba import prange
 from ..cpu.jit import njit
 from ..memory import to_nhwc
 from ..registry import kernel
+from . import winograd
 from .direct_kernels import fprop_direct_tile, fprop_supports
 from .numba_kernels import fprop_im2col_tile
 from .problem import CONV2D_BIAS_ACT
+from .winograd_kernels import fprop_supports as winograd_supports
+from .winograd_kernels import fprop_winograd
 
 
 def _direct_supports(x, w, b, z, *, relu, **params):
     return fprop_supports(x, w, **params)
+
+
+def _winograd_supports(x, w, b, z, *, relu, **params):
+    return winograd_supports(x, w, **params)
+
+
+def _winograd_scale(x, w, b, z, *, relu, **params):
+    y = winograd.fprop_scale(x, w, **params) + np.abs(b)[:, None, None]
+    return y if z is None else y + np.abs(z)
 
 
 @kernel(CONV2D_BIAS_ACT, device="cpu", step=2, note="fprop_im2col_tile, then one pass in place")
@@ -33,9 +45,24 @@ def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu)
     )
 
 
+@kernel(
+    CONV2D_BIAS_ACT,
+    device="cpu",
+    step=5,
+    supports=_winograd_supports,
+    error_scale=_winograd_scale,
+    error_factor=4.0,
+    exact=False,
+    note="fprop_winograd, then one pass in place",
+)
+def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_winograd(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
 def _finished(y, b, z, relu):
     """y, overwritten by act(y + b (+ z))."""
-    memory = y.transpose(0, 2, 3, 1)
+    memory = to_nhwc(y)
     _finish(memory, b.copy(), memory if z is None else to_nhwc(z), z is not None, relu)
     return y
 

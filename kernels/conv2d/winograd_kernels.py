@@ -37,7 +37,7 @@ _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 64  # channels of such a part
 
 
-def _fprop_supports(x, w, *, stride, padding, dilation, groups):
+def fprop_supports(x, w, *, stride, padding, dilation, groups):
     return winograd.supports(w.shape[2:], stride, dilation, groups)
 
 
@@ -49,7 +49,7 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
     CONV2D_FPROP,
     device="cpu",
     step=5,
-    supports=_fprop_supports,
+    supports=fprop_supports,
     error_scale=winograd.fprop_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
