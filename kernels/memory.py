@@ -37,7 +37,7 @@ _keep_freed_memory()
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An uninitialised C-order array, from the start of a cache line on; inside `poisoned()` full of a marked NaN, or the least integer."""
+    """An uninitialised C-order array, its start on a cache line; in `poisoned()` full of NaNs, or of least integers."""
     memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + _LINE, np.uint8)
     array = np.ndarray(shape, dtype, memory, -memory.__array_interface__["data"][0] % _LINE)
     if _poison:
