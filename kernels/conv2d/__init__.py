@@ -2,6 +2,9 @@
 
 from . import (
     bias_act_kernels,
+    cuda_kernels,
+    cuda_tensor_cores,
+    cuda_vectorised,
     direct_kernels,
     numba_kernels,
     numpy_kernels,
@@ -16,6 +19,9 @@ from . import (
 
 __all__ = [
     "bias_act_kernels",
+    "cuda_kernels",
+    "cuda_tensor_cores",
+    "cuda_vectorised",
     "direct_kernels",
     "numba_kernels",
     "numpy_kernels",
