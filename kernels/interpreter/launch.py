@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda.launch import by_value, is_array
 from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
+from ..cuda.launch import by_value, is_array
 from .memory import Arena
 from .opcodes import TABLE, unknown
-from .ptx import SIZES, Function, Instruction, parse
+from .ptx import SIZES, Function, Instruction, Module, parse
 from .tensor_map import TensorMap
 from .wave import Counts, Fragment, Program, Step, Wave
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .ptx import Immediate, Instruction, Negated, Operand, Register, Special, Symbol
+from .ptx import Immediate, Instruction, Negated, Operand, Register, Special, Symbol, Vector
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
