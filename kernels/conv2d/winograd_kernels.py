@@ -46,11 +46,23 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
     return winograd.supports(w.shape[2:], stride, dilation, groups)
 
 
+def rank(x, w, **_):
+    """Not where most of the vectors would be zeros (a stem's 3 channels)."""
+    return rank_of_channels(w.shape[0], w.shape[1], x.dtype)
+
+
+def rank_of_channels(k, c, dtype):
+    """5, the step of these kernels, or less than the direct kernels' 4 where whole vectors are twice what there is."""
+    n = lanes(dtype)
+    return 5.0 if -(-k // n) * -(-c // n) * n * n <= 2 * k * c else 3.2
+
+
 @kernel(
     CONV2D_FPROP,
     device="cpu",
     step=5,
     supports=fprop_supports,
+    rank=rank,
     error_scale=winograd.fprop_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
@@ -65,6 +77,7 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     device="cpu",
     step=5,
     supports=_dgrad_supports,
+    rank=rank,
     error_scale=winograd.dgrad_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,

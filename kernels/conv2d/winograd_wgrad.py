@@ -23,7 +23,16 @@ from ..registry import kernel
 from . import winograd
 from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
-from .winograd_kernels import GRADIENT, PLACES, UPSTREAM, patches, plane, transform, with_whole_vectors
+from .winograd_kernels import (
+    GRADIENT,
+    PLACES,
+    UPSTREAM,
+    patches,
+    plane,
+    rank_of_channels,
+    transform,
+    with_whole_vectors,
+)
 
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
@@ -38,11 +47,16 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return winograd.supports(kernel_hw, stride, dilation, groups) and dy.size > 0
 
 
+def _rank(x, dy, **_):
+    return rank_of_channels(dy.shape[1], x.shape[1], x.dtype)
+
+
 @kernel(
     CONV2D_WGRAD,
     device="cpu",
     step=5,
     supports=_supports,
+    rank=_rank,
     error_scale=winograd.wgrad_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
