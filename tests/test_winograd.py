@@ -146,7 +146,7 @@ def test_rounding_error_of_all_three_directions(c, size):
         (100, 20, 9, 3, 1, "fprop_winograd"),
         (16, 32, 32, 3, 2, "fprop_direct_tile"),
         (64, 256, 14, 1, 1, "fprop_pointwise"),
-        (64, 100, 14, 1, 1, "fprop_im2col_tile"),
+        (64, 101, 14, 1, 1, "fprop_im2col_tile"),
     ],
 )
 def test_static_rule(c, k, size, taps, stride, name):

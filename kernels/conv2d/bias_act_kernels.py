@@ -39,14 +39,14 @@ def _winograd_rank(x, w, b, z, **_):
     return rank(x, w)
 
 
-@kernel(CONV2D_BIAS_ACT, device="cpu", step=2, note="fprop_im2col_tile, then one pass in place")
+@kernel(CONV2D_BIAS_ACT, device="cpu", step=3, note="fprop_im2col_tile, then one pass in place")
 def bias_act_im2col_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
     y = fprop_im2col_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return _finished(y, b, z, relu)
 
 
 @kernel(
-    CONV2D_BIAS_ACT, device="cpu", step=3, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
+    CONV2D_BIAS_ACT, device="cpu", step=4, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
 )
 def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
     y = fprop_direct_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
