@@ -4,6 +4,7 @@ import sys
 
 from cyclopts import App
 
+from .fuzz import fuzz
 from .kernels import kernels
 from .loader import loader
 from .memory import memory
@@ -18,6 +19,7 @@ app.command(networks)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
+app.command(fuzz)
 app.command(roofline)
 app.command(readme)
 
