@@ -16,7 +16,7 @@ import minires.ops
 from minires import nn, study
 from minires.cli import main
 from minires.engine import Function
-from minires.study.op_pages import backward_formulas, op_page
+from minires.study.op_pages import OpPage, backward_formulas, op_page
 from minires.study.result import Finding, Result, Table, number, plain
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +69,8 @@ def test_an_op_of_ones_own_says_it_in_its_class():
 
     assert op_page(Twice).formulas == ("dx = 2 dy.",)
     assert op_page(Twice).file == Path(__file__).relative_to(ROOT).as_posix()
+    typed = type("Typed", (Function,), {"__module__": "nowhere", "__doc__": "dx = dy"})
+    assert op_page(typed) == OpPage("Typed", ("dx = dy",), "nowhere", 0)
 
 
 # --- trace ----------------------------------------------------------------------------------------------------------
@@ -159,6 +161,7 @@ def test_results_as_files_and_in_notebooks(walked, tmp_path):
     assert found["held_bytes"] == walked.held_bytes.tolist() and found["versions"]["minires"]
     assert files[1].read_bytes().startswith(b"\x89PNG") and walked._repr_png_().startswith(b"\x89PNG")
     topo = study.toposort(blocks=(1, 2))
+    assert len(repr(topo)) < 80 and "Toposort" in repr(topo)
     assert "5.25" in topo._repr_html_() and "data:image/png;base64," in topo._repr_html_()
 
 

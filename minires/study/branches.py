@@ -89,7 +89,7 @@ def _row(join: Join, model: ResNet) -> tuple[str, tuple[float, ...]] | None:
     return None
 
 
-@dataclass
+@dataclass(repr=False)
 class Branches(Result):
     """shares: by the network's name, of every moment. errors: by name, the error on the test images in percent at the
     end. epochs, images, seed: settings."""

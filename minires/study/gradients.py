@@ -118,7 +118,7 @@ def _norm(tensor: Tensor | None) -> float:
     return math.nan if tensor is None else float(np.linalg.norm(tensor.array.astype(np.float64)))
 
 
-@dataclass
+@dataclass(repr=False)
 class Gradients(Result):
     """profiles: of every network at every moment, in the order in which they were measured."""
 

@@ -109,7 +109,7 @@ class Patient:
     residual = property(lambda self: not self.name.startswith("plain"))
 
 
-@dataclass
+@dataclass(repr=False)
 class Lesion(Result):
     """patients: the networks. epochs, test_images, seed: settings."""
 

@@ -36,12 +36,14 @@ class OpPage:
 
 
 def op_page(fn: type[Function]) -> OpPage:
-    """The page of an op."""
-    path = Path(inspect.getsourcefile(fn) or "")
-    line = inspect.getsourcelines(fn)[1]
+    """The page of an op. One that was typed in has no file: its module's name stands instead, line 0."""
+    try:
+        path, line = Path(inspect.getsourcefile(fn) or ""), inspect.getsourcelines(fn)[1]
+    except (OSError, TypeError):
+        path, line = Path(fn.__module__), 0
     file = path.relative_to(_ROOT) if path.is_relative_to(_ROOT) else path
     own = tuple(row[m.start() :] for row in (inspect.getdoc(fn) or "").splitlines() if (m := _GRADIENT.search(row)))
-    page = sys.modules[fn.__module__].__doc__ or ""
+    page = getattr(sys.modules.get(fn.__module__), "__doc__", None) or ""
     return OpPage(fn.__name__, own or backward_formulas(page, fn.__name__), file.as_posix(), line)
 
 

@@ -103,6 +103,9 @@ class Result:
         """Draw the plot into an empty matplotlib figure."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: print it, .plot() it, .save(folder) it>"
+
     def __str__(self) -> str:
         parts = [str(t) for t in self.tables()]
         if found := self.findings():

@@ -75,7 +75,7 @@ def autocorrelation(values: np.ndarray, lags: int) -> np.ndarray:
     return np.array([v[: len(v) - k] @ v[k:] for k in range(lags + 1)]) / (v @ v)
 
 
-@dataclass
+@dataclass(repr=False)
 class Shatter(Result):
     """kinds: names of the networks. depths, betas: of each (beta NaN: plain). slopes: of each the dy/dx of its first
     seed, (kinds, points). autocorrelation: (kinds, seeds, lags + 1)."""

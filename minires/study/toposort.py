@@ -66,7 +66,7 @@ def by_paths(node: Scalar, share: float) -> int:
     return 1 + sum(by_paths(below, slope * share) for below, slope in node.inputs)
 
 
-@dataclass
+@dataclass(repr=False)
 class Toposort(Result):
     """blocks: their numbers, ascending. By number of blocks: the true gradient of h_0, the gradients and visits of the
     naive recursion (NaN and -1 beyond `naive_blocks`), of the recursion by paths, and of the engine; `skip_first`: the

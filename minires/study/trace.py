@@ -59,7 +59,7 @@ class _Walk(TraceHook):
         self.functions[node.number] = node.fn
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace(Result):
     """steps: every op, in forward's order. loss: of the step. input_shape: of the images. parameter_bytes: of the
     weights."""
