@@ -81,11 +81,9 @@ def _minires(setting: Setting, training: bool) -> Callable[[], Any]:
         fill((name, p.array) for name, p in model.named_parameters())
         x, target = minires.from_numpy(setting.images), minires.from_numpy(setting.labels)
         if not training:
-            model = (
-                minires.nn.fuse_for_inference(model.eval())
-                if hasattr(minires.nn, "fuse_for_inference")
-                else model.eval()
-            )
+            model.eval()
+            fuse = getattr(minires.nn, "fuse_for_inference", None)
+            model = fuse(model) if fuse else model
 
             def infer() -> np.ndarray:
                 with minires.no_grad(), precision():

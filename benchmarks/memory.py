@@ -153,7 +153,7 @@ def _minires(name: str, segment: int) -> tuple[Callable, Callable, Callable, int
         optimizer.zero_grad()
         cross_entropy(net(minires.from_numpy(images)), minires.from_numpy(labels)).backward()
 
-    return backward, optimizer.step, lambda: [p.grad.array for p in parameters], get_num_threads()
+    return backward, optimizer.step, lambda: [p.grad.array for p in parameters if p.grad is not None], get_num_threads()
 
 
 def _torch(name: str, segment: int) -> tuple[Callable, Callable, Callable, int]:

@@ -112,8 +112,9 @@ def _chains(typing_context: Any, steps: Any, x: Any, width: Any) -> Any:
             builder.store(ir.Constant(vector, [float(i)] * vector.count), slot)
         with cgutils.for_range(builder, steps, intp=ir.IntType(64)):
             for slot in slots:
-                product = builder.fmul(builder.load(slot), xs, flags=("contract",))
-                builder.store(builder.fadd(product, xs, flags=("contract",)), slot)
+                product = builder.fmul(builder.load(slot), xs, flags=("contract",))  # pyright: ignore[reportCallIssue]
+                total = builder.fadd(product, xs, flags=("contract",))  # pyright: ignore[reportCallIssue]
+                builder.store(total, slot)
         total = builder.load(slots[0])
         for slot in slots[1:]:
             total = builder.fadd(total, builder.load(slot))
@@ -134,10 +135,10 @@ def _multiply_add(threads, width, steps):
 def _run_chains(width, steps):
     x = np.float32(0.5)
     if width == 64:
-        return _chains(steps, x, 64)
+        return _chains(steps, x, 64)  # pyright: ignore[reportCallIssue]
     if width == 32:
-        return _chains(steps, x, 32)
-    return _chains(steps, x, 16)
+        return _chains(steps, x, 32)  # pyright: ignore[reportCallIssue]
+    return _chains(steps, x, 16)  # pyright: ignore[reportCallIssue]
 
 
 @njit(parallel=True)

@@ -46,7 +46,7 @@ def test_kernels_are_checked_then_ranked(tmp_path):
     assert ours["verdict"] == "right" and int(ours["n"]) >= 5
     assert float(ours["p20_ms"]) <= float(ours["median_ms"]) <= float(ours["p80_ms"])
     assert 0 < float(ours["of_floor"]) and float(ours["fma_gflop_per_s"]) > 0
-    assert wrong["verdict"].startswith("wrong value") and not wrong["median_ms"] and wrong["chosen"] == "0"
+    assert wrong["verdict"].startswith("wrong value") and not wrong["median_ms"]
 
 
 def test_the_convolution_that_dispatch_chooses_is_timed(tmp_path):

@@ -15,7 +15,7 @@ import minires
 from minires import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md", "kernels/interpreter/README.md")]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     pytest.param(page, match, id=f"{page.relative_to(ROOT)}:{page.read_text()[: match.start()].count(chr(10)) + 1}")

@@ -8,7 +8,13 @@ from . import (
     direct_kernels,
     numba_kernels,
     numpy_kernels,
+    packing,
+    pointwise_kernels,
     problem,
+    wgrad_kernels,
+    winograd,
+    winograd_kernels,
+    winograd_wgrad,
 )
 
 __all__ = [
@@ -19,5 +25,11 @@ __all__ = [
     "direct_kernels",
     "numba_kernels",
     "numpy_kernels",
+    "packing",
+    "pointwise_kernels",
     "problem",
+    "wgrad_kernels",
+    "winograd",
+    "winograd_kernels",
+    "winograd_wgrad",
 ]

@@ -123,6 +123,10 @@ CASES = (
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
     _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
+    _case("3x3_partial_tiles", 3, 17, (9, 11), 33, (3, 3), padding=(1, 1)),  # tails of channels, tiles that hang over
+    _case("3x3_many_tiles", 2, 16, (33, 30), 16, (3, 3), padding=(1, 0)),  # more than one cache block of tiles
+    _case("3x3_many_channels", 1, 208, (5, 6), 256, (3, 3), padding=(1, 1)),
+    _case("3x3_100_channels", 1, 100, (6, 7), 20, (3, 3), padding=(0, 2)),
     _case("several_tiles", 2, 72, (9, 16), 136, (1, 1)),  # of 128 pixels and 128 channels, and tails
     _layer("cifar_stage1", 128, 16, 32, 16, 3),
     _layer("cifar_stage2_down", 128, 16, 32, 32, 3, 2),
