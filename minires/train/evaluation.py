@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from ..serialization import load, write_atomically
 from ..state import no_grad
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
 from .images import make_loader, open_images
+from .pretrained import summary_of
 from .run_folder import recipe_of
 
 Weights = Literal["final", "best", "last", "ema"]
@@ -87,7 +87,7 @@ def evaluate_run(
     device = as_device(recipe.device)
     array_module(device)  # raises where there is no such device
     where, state = _load(folder, weights, note)
-    summary = _summary(folder)
+    summary = summary_of(folder)
     if recipe.threads:
         set_num_threads(recipe.threads)
     images = open_images(recipe)
@@ -215,17 +215,3 @@ def _newest(kept: Checkpoints, note: Callable[[str], Any]) -> tuple[Path, Checkp
             note(f"warning: {error}; looking for the one before")
             damaged = error
     raise damaged or FileNotFoundError(f"{kept.folder.parent} has no checkpoints; try --weights final")
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """What summary.json says, {} where the run has not ended."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"classes", "mean", "std"} <= found.keys():
-            raise ValueError("it lacks classes, mean or std")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it to evaluate without it") from error
-    return found

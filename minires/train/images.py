@@ -64,7 +64,7 @@ def open_images(recipe: Recipe) -> Images:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"dataset={recipe.dataset!r}: {odd[0]!r} is a class of only one of train/ and test/")
     learn, judge = _split(recipe, len(train))
-    mean, std = train.statistics() if train.mean is None or train.std is None else (train.mean, train.std)
+    mean, std = _moments(recipe, train)
     image = None
     if recipe.normalize == "pixel_mean":
         image = train.images[learn].mean(0, dtype=np.float64) / 255
@@ -83,6 +83,15 @@ def open_images(recipe: Recipe) -> Images:
         return Images(learned, test, test, mean, std, image)
     held_out = Subset(train.with_transform(plain), judge)
     return Images(Subset(learned, learn), held_out, test, mean, std, image)
+
+
+def _moments(recipe: Recipe, train: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) per channel: the recipe's, or those of the training images."""
+    if recipe.mean:
+        if len(recipe.mean) != (channels := train.images.shape[3]):
+            raise ValueError(f"mean={recipe.mean} does not fit images of {channels} channels")
+        return recipe.mean, recipe.std
+    return train.statistics() if train.mean is None or train.std is None else (train.mean, train.std)
 
 
 def make_loader(recipe: Recipe, images: Images, data: Any, batch_size: int, training: bool) -> DataLoader:
