@@ -18,8 +18,8 @@ from typing import Any
 
 from .. import nn
 from ..engine import Tensor
+from ..interop import find_state_dict, load, load_weights
 from ..models import create_model
-from ..serialization import load
 from .run_folder import recipe_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ class Pretrained:
         stem = stem or self.stem
         network = create_model(name, self.outputs, self.channels, **({"stem": stem} if stem else {}))
         try:
-            network.load_state_dict(self.state)
+            load_weights(network, self.state)
         except ValueError as error:
             why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
             raise ValueError(f"{self.source} do not fit {name}: {why}") from error
@@ -134,8 +134,15 @@ def open_pretrained(weights: str | Path) -> Pretrained:
     if path.is_dir():
         return _of_run(path)
     if path.is_file():
-        return Pretrained(load(path), str(weights))
+        return _of_file(path, str(weights))
     raise FileNotFoundError(f"weights={str(weights)!r}: there is no such file or run folder")
+
+
+def _of_file(path: Path, source: str) -> Pretrained:
+    try:
+        return Pretrained(find_state_dict(load(path)), source)
+    except KeyError as error:
+        raise ValueError(f"{source}: {error.args[0]}") from error
 
 
 def _of_run(folder: Path) -> Pretrained:
