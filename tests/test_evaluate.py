@@ -17,7 +17,8 @@ from minires.engine import Tensor
 from minires.ops import cross_entropy
 from minires.train import load_recipe, train
 from minires.train.checkpoint import read_checkpoint
-from minires.train.evaluation import evaluate_model, evaluate_run, write_confusion
+from minires.train.evaluation import evaluate_model, evaluate_run
+from minires.train.pictures import write_confusion
 
 SMALL = {"image_size": 8, "epochs": 2, "batch_size": 128, "threads": 1, "keep": 1}
 

@@ -30,10 +30,10 @@ def finetune(
 ) -> Any:
     """Begin with pretrained weights and train on other images; returns the run's `Summary`.
 
-    weights: a run folder, a file (.safetensors, .pth, .pt, .th, .bin), or the name of published weights. recipe: name of
-    a shipped recipe or a TOML file. changes: fields of the recipe (`Recipe`): dataset, data_dir, epochs, freeze_until,
-    .... on_step, on_epoch, on_note: as `train` takes them. Raises as `train` does, and ValueError or OSError in one
-    line for weights that cannot be read or do not fit.
+    weights: a run folder, a file (.safetensors, .pth, .pt, .th, .bin), or the name of published weights. recipe: name
+    of a shipped recipe, or a TOML file. changes: fields of the recipe (`Recipe`): dataset, data_dir, epochs,
+    freeze_until and so on. on_step, on_epoch, on_note: as `train` takes them. Raises as `train` does, and ValueError or
+    OSError in one line for weights that cannot be read or do not fit.
     """
     from .loop import train
 

@@ -310,8 +310,9 @@ class Run:
         """Lines on what pretrained weights the run begins with, and how they are trained; [] for new weights."""
         if not self.recipe.weights:
             return []
-        size, (mean, std) = self.recipe.image_size, (
-            " ".join(f"{value:g}" for value in values) for values in (self.images.mean, self.images.std)
+        size, (mean, std) = (
+            self.recipe.image_size,
+            (" ".join(f"{value:g}" for value in values) for values in (self.images.mean, self.images.std)),
         )
         images = f"images: {len(self.images.train):,} of {size}x{size}, normalised by mean {mean}, std {std}"
         return [*self.start.said, images, *([] if self.recipe.probe else self.freezing.table())]

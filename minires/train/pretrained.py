@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Pretrained:
     """Weights as they were found. state: Tensors by name. source: where, for people. model, stem, classes, mean, std,
-    image_size: empty or 0 where nothing says."""
+    image_size, resize (before the middle is cropped to image_size): empty or 0 where nothing says."""
 
     state: Mapping[str, Tensor]
     source: str
@@ -38,6 +38,7 @@ class Pretrained:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: int = 0
+    resize: int = 0
 
     @property
     def outputs(self) -> int:
@@ -73,8 +74,9 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network in evaluation mode, and how images come to it: RGB or grey by its channels, resized to
-    image_size, in [0, 1], minus mean, over std. classes: names of its outputs."""
+    """A trained network in evaluation mode, and how images come to it: RGB or grey by its channels, the shorter side
+    resized to `resize`, the middle cropped to image_size, in [0, 1], minus mean, over std. classes: names of its
+    outputs; named: whether they are the weights' own, not "class 0" and so on."""
 
     model: Any
     classes: tuple[str, ...]
@@ -83,6 +85,8 @@ class Network:
     image_size: int
     channels: int
     source: str
+    resize: int
+    named: bool
 
 
 def open_network(
@@ -104,8 +108,10 @@ def open_network(
     network = found.build(model).to(device).eval()
     mean, std = normalization(found, mean, std, note)
     classes = found.classes or tuple(f"class {i}" for i in range(found.outputs))
+    named = bool(found.classes)
     size = image_size or found.image_size or network.image_size
-    return Network(network, classes, mean, std, size, found.channels, found.source)
+    resize = found.resize if size == found.image_size else 0
+    return Network(network, classes, mean, std, size, found.channels, found.source, max(size, resize), named)
 
 
 def normalization(

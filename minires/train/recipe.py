@@ -108,7 +108,8 @@ class Recipe:
     )
     weights: str = _from_weights("", "begin with these weights: a file, a run folder, or the name of published ones")
     head: Literal["auto", "keep", "new"] = _from_weights(
-        "auto", "the last layer: 'keep' that of the weights, draw a 'new' one; 'auto': keep it if the classes are as many"
+        "auto",
+        "the last layer: 'keep' that of the weights, draw a 'new' one; 'auto': keep it if the classes are as many",
     )
     probe: bool = _from_weights(False, "compute the features once, and train a linear head on them alone")
     freeze_until: str = _from_weights("", "stages before this one are not trained; 'head': the head alone is")

@@ -54,18 +54,25 @@ def new_model(recipe: Recipe, classes: Sequence[str], channels: int, folder: Pat
     if recipe.weights:
         start = (folder and Start.of(folder)) or _taken_over(recipe, classes, channels)
     manual_seed(recipe.seed)
-    options: dict[str, Any] = {"checkpoint_blocks": True} if recipe.checkpoint_blocks else {}
-    options.update({"stem": recipe.stem} if recipe.stem else {})
-    model = create_model(recipe.model, len(classes), channels, **options)
+    model = build_model(recipe, len(classes), channels)
     if start.taken:
         model.load_state_dict(start.taken, strict=False)  # all but a new head
     return model, start
 
 
+def build_model(recipe: Recipe, classes: int, channels: int) -> Any:
+    """The recipe's model, with weights newly drawn."""
+    options: dict[str, Any] = {"checkpoint_blocks": True} if recipe.checkpoint_blocks else {}
+    options.update({"stem": recipe.stem} if recipe.stem else {})
+    return create_model(recipe.model, classes, channels, **options)
+
+
 def _taken_over(recipe: Recipe, classes: Sequence[str], channels: int) -> Start:
     found = open_pretrained(recipe.weights)
     if found.channels != channels:
-        raise ValueError(f"{found.source} are for images of {found.channels} channels, {recipe.dataset!r} has {channels}")
+        raise ValueError(
+            f"{found.source} are for images of {found.channels} channels, {recipe.dataset!r} has {channels}"
+        )
     state = found.build(recipe.model, recipe.stem).state_dict()
     if recipe.head == "keep" and found.outputs != len(classes):
         raise ValueError(
