@@ -132,7 +132,7 @@ def test_command(trained, run, capsys):
     assert lines[0].split() == ["class", "right", "of", "accuracy"] and lines[1].split()[0] == "0" and not error
     rights = [int(line.split()[1]) for line in lines[1:11]]
     assert f"top-1 accuracy {summary.test_accuracy:.2%} ({sum(rights)} of 360 images); top-5 " in lines[11]
-    assert lines[12] == f"confusion matrix: {run / 'confusion.csv'}, {run / 'confusion.png'}"
+    assert lines[12] == f"written to {run}: confusion.csv, confusion.png, mistakes.png"
 
     assert main(["evaluate", str(run), "--json", "--weights", "last", "--no-confusion", "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -140,7 +140,9 @@ def test_command(trained, run, capsys):
     assert {"correct", "total", "top1", "top5", "loss", "weights", "per_class", "run"} <= found.keys()
     assert (found["correct"], found["total"], found["weights"]) == (expected.correct, 360, "last")
     assert found["per_class"]["4"]["total"] == 37 and found["files"] == []
-    assert {p.name for p in run.iterdir()} - {p.name for p in folder.iterdir()} == {"confusion.csv", "confusion.png"}
+    assert {p.name for p in run.iterdir()} - {p.name for p in folder.iterdir()} == {
+        *("confusion.csv", "confusion.png", "mistakes.png")
+    }
 
 
 def test_other_images_are_noticed(tmp_path, capsys):

@@ -112,7 +112,7 @@ def evaluate(
         f"loss {found.loss:.4f}; {found.weights} weights, {found.file}"
     )
     if written:
-        print(f"confusion matrix and worst mistakes: {', '.join(written)}")
+        print(f"written to {folder}: {', '.join(Path(path).name for path in written)}")
     elif not folder:
         print("--out DIR writes the confusion matrix and the worst mistakes")
     return 0
