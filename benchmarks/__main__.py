@@ -4,6 +4,7 @@ import sys
 
 from cyclopts import App
 
+from .fuzz import fuzz
 from .kernels import kernels
 from .loader import loader
 from .memory import memory
@@ -16,6 +17,7 @@ app.command(networks)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
+app.command(fuzz)
 
 if __name__ == "__main__":
     try:

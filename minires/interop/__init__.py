@@ -5,7 +5,17 @@ report = minires.interop.load_weights(model, "resnet18-f37072fd.pth")
 
 from ..serialization import CheckpointError
 from .load import load
-from .names import find_state_dict
+from .names import find_state_dict, our_names
+from .torch_writer import write_torch_checkpoint
 from .weights import LoadReport, load_weights, read_weights
 
-__all__ = ["CheckpointError", "LoadReport", "find_state_dict", "load", "load_weights", "read_weights"]
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "find_state_dict",
+    "load",
+    "load_weights",
+    "our_names",
+    "read_weights",
+    "write_torch_checkpoint",
+]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from ..device import device, to_device
 from ..engine import Tensor
 from ..serialization import CheckpointError, parse_safetensors, read_file
 from .torch_checkpoint import STREAM_START, ZIP_START, read_torch_checkpoint
+
+_BARE_PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 
 
 def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
@@ -21,27 +25,27 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     Raises OSError where there is no file, and CheckpointError (a ValueError) in one line with the reason and the byte
     for a file that is damaged, of another kind, or asks for anything to be run.
     """
-    raw, where = read_file(path), device(map_location)
-    if raw[:4].tobytes() in (ZIP_START, STREAM_START):
-        found = read_torch_checkpoint(raw, str(path))
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{path} holds a {type(found).__name__}, not weights by name")
-    elif raw[8:9].tobytes() == b"{":
-        arrays, _ = parse_safetensors(raw, str(path))
-        found = {name: Tensor(array) for name, array in arrays.items()}
-    elif raw[257:262].tobytes() == b"ustar" or raw[:2].tobytes() in (
-        b"\x80\x02",
-        b"\x80\x03",
-        b"\x80\x04",
-        b"\x80\x05",
-    ):
-        raise CheckpointError(
-            f"{path} is not a safetensors file or a checkpoint that is read: it is a tar file or a bare pickle; "
-            "save it again with a PyTorch since 1.6"
-        )
-    else:
-        raise CheckpointError(f"{path} is not a safetensors file or a checkpoint of PyTorch (.pth, .pt, .th, .bin)")
+    found, where = parse(read_file(path), str(path)), device(map_location)
     return found if where.type == "cpu" else _moved(found, where)
+
+
+def parse(raw: np.ndarray, file: str) -> dict[str, Any]:
+    """What a file of weights holds, from its bytes, (n,) uint8. file: its name, for messages."""
+    start = raw[:9].tobytes()
+    if start[:4] in (ZIP_START, STREAM_START):
+        found = read_torch_checkpoint(raw, file)
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{file} holds a {type(found).__name__}, not weights by name")
+        return found
+    if start[8:] == b"{":
+        arrays, _ = parse_safetensors(raw, file)
+        return {name: Tensor(array) for name, array in arrays.items()}
+    if raw[257:262].tobytes() == b"ustar" or start[:2] in _BARE_PICKLES:
+        raise CheckpointError(
+            f"{file} is not a safetensors file or a checkpoint that is read, but a tar file or a bare pickle; save it "
+            "again with PyTorch 1.6 or later: torch.save(model.state_dict(), ...)"
+        )
+    raise CheckpointError(f"{file} is not a safetensors file or a checkpoint of PyTorch (.pth, .pt, .th, .bin)")
 
 
 def _moved(value: Any, where: Any) -> Any:

@@ -2,7 +2,7 @@
 
     wrapped      {"state_dict": {...}, "epoch": 90}                     find_state_dict
     prefixed     module.conv1.weight, _orig_mod.conv1.weight            find_state_dict
-    renamed      linear.weight, layer2.0.shortcut.0.weight              rename
+    renamed      linear.weight, layer2.0.shortcut.0.weight              our_names
 
 torchvision's and timm's ResNets have our names. Where the names come from: `module.` is DataParallel's, `_orig_mod.`
 torch.compile's; `linear` and `shortcut` are those of the CIFAR networks that most repositories go back to.
@@ -11,7 +11,7 @@ torch.compile's; `linear` and `shortcut` are those of the CIFAR networks that mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..engine import Tensor
@@ -53,15 +53,14 @@ def find_state_dict(checkpoint: Mapping[str, Any], part: str | None = None) -> d
     return tensors
 
 
-def rename(names: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """Our name for each of theirs: itself, unless only a renamed one is `wanted`."""
-    wanted = set(wanted)
+def our_names(names: Iterable[str], wanted: Collection[str] | None = None) -> dict[str, str]:
+    """Our name for each of theirs. wanted: the names that a model has; others are then left as they are."""
     found = {}
     for name in names:
         ours = name
         for pattern, replacement in _RENAMES:
             ours = pattern.sub(replacement, ours)
-        found[name] = ours if name not in wanted and ours in wanted else name
+        found[name] = ours if wanted is None or (name not in wanted and ours in wanted) else name
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Any
 from ..engine import Tensor
 from ..nn.module import Module, StateDictError
 from .load import load
-from .names import find_state_dict, rename
+from .names import find_state_dict, our_names
 
-# Turn a name into the file of published weights, or return None; `minires.models.weights` enters itself here.
-RESOLVERS: list[Callable[[str], Path | None]] = []
+# How to get the file of published weights, by name; `minires.models.weights` enters them.
+PUBLISHED: dict[str, Callable[[], Path]] = {}
 _OPTIONAL = "num_batches_tracked"  # files from before PyTorch 0.4.1 lack it
 
 
@@ -62,26 +63,32 @@ def resolve(weights: str | os.PathLike[str]) -> Path:
     path = Path(weights)
     if path.exists():
         return path
-    for resolver in RESOLVERS:
-        if (found := resolver(str(weights))) is not None:
-            return found
-    raise FileNotFoundError(f"there is no file {str(weights)!r}, and no published weights have that name")
+    if str(weights) in PUBLISHED:
+        return PUBLISHED[str(weights)]()
+    near = difflib.get_close_matches(str(weights), PUBLISHED)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else "; minires.models.list_weights() lists them"
+    raise FileNotFoundError(f"there is no file {str(weights)!r}, and no published weights have that name{hint}")
 
 
 def load_weights(
-    model: Module, weights: str | os.PathLike[str] | Mapping[str, Any], *, strict: bool = True, part: str | None = None
+    model: Module,
+    weights: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    strict: bool = True,
+    part: str | None = None,
+    source: str | None = None,
 ) -> LoadReport:
     """Copy weights into a model, under the model's names, keeping its dtypes and devices.
 
     weights: the path of a file that `minires.load` reads, the name of published weights, or a state dict.
-    part: see `find_state_dict`. strict: every tensor of one side must be in the other, in the same shape; else
-    StateDictError, whose first line counts what does not fit and whose others name it, and nothing is loaded. Not
-    strict: what fits is loaded, and the report names the rest.
+    part: see `find_state_dict`. source: what messages call a state dict. strict: every tensor of one side must be in
+    the other, in the same shape; else StateDictError, whose first line counts what does not fit and whose others name
+    it, and nothing is loaded. Not strict: what fits is loaded, and the report names the rest.
     """
-    source = "a state dict" if isinstance(weights, Mapping) else str(weights)
+    source = source or ("the state dict" if isinstance(weights, Mapping) else str(weights))
     state = read_weights(weights, part)
     ours = model.state_dict()
-    names = rename(state, ours)
+    names = our_names(state, ours)
     report = LoadReport(source, renamed={theirs: name for theirs, name in names.items() if theirs != name})
     fitting = {}
     for theirs, name in names.items():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .. import interop
 from .blocks import Block
 from .resnet import ResNet
+from .weights import options_of
 
 _BUILDERS: dict[str, Callable[..., ResNet]] = {}
 _OPTIONS = [p.name for p in inspect.signature(ResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -46,16 +49,33 @@ def register(
     return build
 
 
-def create_model(name: str, num_classes: int | None = None, in_channels: int = 3, **options: Any) -> ResNet:
-    """Build the model of that name, with weights newly drawn.
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ResNet:
+    """Build the model of that name, with weights newly drawn, or with `weights`.
 
-    num_classes: length of its output; None means as in the paper (1000 for ImageNet, 10 for CIFAR-10). in_channels:
-    channels of the images. options: `ResNet`'s (stem, shortcut, variant, zero_init_residual, drop_skip).
-    Raises ValueError for a name, number or option that cannot be, and says which can.
+    num_classes: length of its output; None means as in the weights, else as in the paper (1000 for ImageNet, 10 for
+    CIFAR-10). in_channels: channels of the images; None means as in the weights, else 3. weights: a file, the name of
+    published weights (`list_weights`), or a state dict; what its shapes say of the options need not be said again.
+    options: `ResNet`'s (stem, shortcut, variant, zero_init_residual, drop_skip).
+    Raises ValueError for a name, number or option that cannot be, and says which can; for weights as
+    `minires.interop.load_weights` does.
     """
     if name not in _BUILDERS:
         raise ValueError(f"no model is named {name!r}{_near(name, _BUILDERS)}; there are {', '.join(list_models())}")
-    return _BUILDERS[name](num_classes, in_channels, **options)
+    if weights is None:
+        return _BUILDERS[name](num_classes, 3 if in_channels is None else in_channels, **options)
+    state = interop.read_weights(weights)
+    given = {"num_classes": num_classes, "in_channels": in_channels, **options}
+    said = options_of({ours: state[theirs] for theirs, ours in interop.our_names(state).items()})
+    model = _BUILDERS[name](**{**said, **{option: value for option, value in given.items() if value is not None}})
+    interop.load_weights(model, state, source="the weights" if isinstance(weights, Mapping) else str(weights))
+    return model
 
 
 def list_models(pattern: str = "*") -> list[str]:
