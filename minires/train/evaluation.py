@@ -20,8 +20,11 @@ from minires.kernels.cpu.jit import set_num_threads  # pyright: ignore[reportMis
 from ..data import DataLoader, ImageDataset
 from ..device import CPU, array_module, to_device
 from ..device import device as as_device
+from ..engine import Tensor
 from ..interop import load
+from ..models import create_model
 from ..nn import Module
+from ..nn.module import StateDictError
 from ..ops import cross_entropy
 from ..state import no_grad
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
@@ -29,7 +32,6 @@ from .images import make_loader, open_images, open_test
 from .pretrained import open_network, summary_of
 from .recipe import Recipe
 from .run_folder import recipe_of
-from .start import build_model
 
 Weights = Literal["final", "best", "last", "ema"]
 _BATCH = 256  # images at once; results do not depend on it
@@ -115,10 +117,9 @@ def evaluate_run(
         if summary and not np.allclose(summary[moment], getattr(images, moment), rtol=1e-4, atol=1e-6):
             now = list(getattr(images, moment))
             note(f"warning: the training images' {moment} is {now}, and was {summary[moment]} when the run was trained")
-    model = build_model(recipe, len(images.classes), images.channels)
     try:
-        model.load_state_dict(state)
-    except ValueError as error:
+        model = create_model(recipe.model, len(images.classes), images.channels, weights=state)
+    except StateDictError as error:
         why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
         raise ValueError(f"{where} does not fit the recipe: {why}") from error
     model.to(device)
@@ -232,7 +233,9 @@ def _load(folder: Path, weights: Weights, note: Callable[[str], Any]) -> tuple[P
     if weights == "ema" and not average:
         raise ValueError(f"{folder} has no running average: it was trained with ema = 0; try --weights last")
     part = "model/" if weights == "last" or not average else "ema/"
-    found = {name.removeprefix(part): array for name, array in checkpoint.arrays.items() if name.startswith(part)}
+    found = {
+        name.removeprefix(part): Tensor(array) for name, array in checkpoint.arrays.items() if name.startswith(part)
+    }
     found.pop("ema_updates", None)
     return path, found
 

@@ -52,7 +52,7 @@ def finetune_recipe(
     given = {**(changes or {}), "weights": weights}
     decided = {**stated(recipe), **given}
     found = open_pretrained(weights)
-    says = {"model": found.model, "stem": found.stem, "image_size": found.image_size}
+    says: dict[str, Any] = {"model": found.model, "image_size": found.image_size}
     says["mean"], says["std"] = normalization(found, decided.get("mean", ()), decided.get("std", ()), note)
     name = decided.get("model") or found.model
     if not name:

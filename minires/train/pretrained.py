@@ -9,6 +9,7 @@ travel with the weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import nn
 from ..engine import Tensor
-from ..interop import find_state_dict, load, load_weights
-from ..models import create_model
+from ..interop import read_weights
+from ..interop.weights import resolve
+from ..models import create_model, get_weights, list_weights
+from ..nn.module import StateDictError
 from .run_folder import recipe_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,13 +29,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights as they were found. state: Tensors by name. source: where, for people. model, stem, classes, mean, std,
+    """Weights as they were found. state: Tensors by name. source: where, for people. model, classes, mean, std,
     image_size, resize (before the middle is cropped to image_size): empty or 0 where nothing says."""
 
     state: Mapping[str, Tensor]
     source: str
     model: str = ""
-    stem: str = ""
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -56,20 +57,17 @@ class Pretrained:
             raise ValueError(f"{self.source} are not the weights of a ResNet: there are no filters among them")
         return min(t.shape[1] for t in filters)
 
-    def build(self, model: str = "", stem: str = "") -> nn.Module:
-        """The network with these weights. model, stem: where they do not say it themselves. ValueError where the
+    def build(self, model: str = "") -> Any:
+        """The network with these weights. model: its name, where they do not say it themselves. ValueError where the
         weights are not that network's."""
         name = model or self.model
         if not name:
             raise ValueError(f"whose weights are {self.source}? Name the model (--model resnet18)")
-        stem = stem or self.stem
-        network = create_model(name, self.outputs, self.channels, **({"stem": stem} if stem else {}))
         try:
-            load_weights(network, self.state)
-        except ValueError as error:
+            return create_model(name, weights=self.state)
+        except StateDictError as error:
             why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
             raise ValueError(f"{self.source} do not fit {name}: {why}") from error
-        return network
 
 
 @dataclass(frozen=True)
@@ -135,31 +133,36 @@ def normalization(
 
 
 def open_pretrained(weights: str | Path) -> Pretrained:
-    """Read a run folder, a file of weights, or published weights by their name."""
+    """Read a run folder, a file of weights, or published weights by their name. Raises as `open_network` does."""
     path = Path(weights).expanduser()
+    if (path / "recipe.toml").is_file():
+        return _of_run(path, path / "model.safetensors")
     if path.is_dir():
-        return _of_run(path)
-    if path.is_file():
-        return _of_file(path, str(weights))
-    raise FileNotFoundError(f"weights={str(weights)!r}: there is no such file or run folder")
+        raise ValueError(f"weights={str(weights)!r} is a folder, but not of a run: it has no recipe.toml")
+    file = resolve(path)
+    for folder in (file.parent, file.parent.parent):  # a run's, or its checkpoints'
+        if (folder / "recipe.toml").is_file() and (folder / "summary.json").is_file():
+            return _of_run(folder, file)
+    state = read_weights(file)
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    for about in map(get_weights, list_weights()):
+        if digest.startswith(about.sha256):
+            scale: Any = {"mean": about.mean, "std": about.std, "image_size": about.image_size}
+            what = f"{weights} ({about.name})" if about.name != str(weights) else about.name
+            return Pretrained(state, what, about.model, about.classes, resize=about.resize or 0, **scale)
+    return Pretrained(state, str(weights))
 
 
-def _of_file(path: Path, source: str) -> Pretrained:
-    try:
-        return Pretrained(find_state_dict(load(path)), source)
-    except KeyError as error:
-        raise ValueError(f"{source}: {error.args[0]}") from error
-
-
-def _of_run(folder: Path) -> Pretrained:
+def _of_run(folder: Path, file: Path) -> Pretrained:
     recipe, summary = recipe_of(folder), summary_of(folder)
-    path = folder / "model.safetensors"
-    if not summary or not path.is_file():
+    if not summary or not file.is_file():
         raise FileNotFoundError(f"{folder} is a run that has not ended: go on with it, or give a file of weights")
     if recipe.normalize != "channel":
         raise ValueError(f"{folder} normalises by a mean image, which does not go with single images")
-    about = {name: tuple(summary[name]) for name in ("classes", "mean", "std")}
-    return Pretrained(load(path), str(folder), recipe.model, recipe.stem, image_size=recipe.image_size, **about)
+    about: dict[str, Any] = {name: tuple(summary[name]) for name in ("classes", "mean", "std")}
+    source = str(folder if file.name == "model.safetensors" else file)
+    return Pretrained(read_weights(file), source, recipe.model, image_size=recipe.image_size, **about)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

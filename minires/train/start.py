@@ -15,6 +15,7 @@ from typing import Any
 
 from ..engine import Tensor
 from ..models import create_model
+from ..models.weights import options_of
 from ..random import manual_seed
 from .checkpoint import read_checkpoint, write_checkpoint
 from .pretrained import open_pretrained
@@ -53,18 +54,16 @@ def new_model(recipe: Recipe, classes: Sequence[str], channels: int, folder: Pat
     start = Start()
     if recipe.weights:
         start = (folder and Start.of(folder)) or _taken_over(recipe, classes, channels)
+    options: dict[str, Any] = {"stem": recipe.stem} if recipe.stem else {}
+    if start.taken:
+        options = {k: v for k, v in options_of(start.taken).items() if k in ("stem", "shortcut")}
+    if recipe.checkpoint_blocks:
+        options["checkpoint_blocks"] = True
     manual_seed(recipe.seed)
-    model = build_model(recipe, len(classes), channels)
+    model = create_model(recipe.model, len(classes), channels, **options)
     if start.taken:
         model.load_state_dict(start.taken, strict=False)  # all but a new head
     return model, start
-
-
-def build_model(recipe: Recipe, classes: int, channels: int) -> Any:
-    """The recipe's model, with weights newly drawn."""
-    options: dict[str, Any] = {"checkpoint_blocks": True} if recipe.checkpoint_blocks else {}
-    options.update({"stem": recipe.stem} if recipe.stem else {})
-    return create_model(recipe.model, classes, channels, **options)
 
 
 def _taken_over(recipe: Recipe, classes: Sequence[str], channels: int) -> Start:
@@ -73,7 +72,7 @@ def _taken_over(recipe: Recipe, classes: Sequence[str], channels: int) -> Start:
         raise ValueError(
             f"{found.source} are for images of {found.channels} channels, {recipe.dataset!r} has {channels}"
         )
-    state = found.build(recipe.model, recipe.stem).state_dict()
+    state = found.build(recipe.model).state_dict()
     if recipe.head == "keep" and found.outputs != len(classes):
         raise ValueError(
             f"head='keep' does not go: {found.source} tell {found.outputs} classes apart, and {recipe.dataset!r} has "
