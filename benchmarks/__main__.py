@@ -10,6 +10,7 @@ from .loader import loader
 from .memory import memory
 from .networks import networks
 from .resume_cycles import resume_cycles
+from .transfer import transfer
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
 app.default(kernels)
@@ -17,6 +18,7 @@ app.command(networks)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
+app.command(transfer)
 app.command(fuzz)
 
 if __name__ == "__main__":
