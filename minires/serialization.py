@@ -16,7 +16,7 @@ from .device import CPU, is_cuda_array, to_device
 from .engine import Tensor
 
 TEMPORARY = ".tmp-"  # what the names of files that are being written have in them
-_LONGEST_HEAD = 1 << 24  # bytes; 100,000 tensors
+_LONGEST_HEAD = 1 << 23  # bytes; 50,000 tensors
 _NOTHING = np.empty(0, np.float32)
 
 
@@ -119,8 +119,8 @@ def _safetensors_head(raw: np.ndarray, file: str) -> tuple[dict[str, Any], int]:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"{twice[:80]!r} stands there twice")
     return found
 

@@ -11,7 +11,7 @@ import minires
 from minires import nn
 from minires.cli import main
 from minires.engine import Tensor
-from minires.models import create_model
+from minires.models import BasicBlock, ResNet, create_model
 from minires.train import Interrupted, load_recipe, resume, train
 from minires.train.checkpoint import Checkpoints
 from minires.train.evaluation import evaluate_run
@@ -52,7 +52,7 @@ def trained(tmp_path, weights, **changes):
     return minires.load(weights), minires.load(tmp_path / "run" / "model.safetensors")
 
 
-def changed(before, after, names=None):
+def changed(before, after):
     """The names of the tensors that differ; of new heads only in name."""
     return {n for n in before if before[n].array.tobytes() != after[n].array.tobytes()}
 
@@ -96,8 +96,8 @@ def test_what_is_given_goes_before_what_the_weights_say(files):
 def test_normalisation_that_nobody_knows_is_said(tmp_path):
     minires.save(create_model("resnet20", 4).state_dict(), tmp_path / "w.safetensors")
     notes = []
-    recipe = finetune_recipe(str(tmp_path / "w.safetensors"), changes={"model": "resnet20"}, note=notes.append)
-    assert recipe.mean == IMAGENET_MEAN and recipe.image_size == 32
+    recipe = finetune_recipe(str(tmp_path / "w.safetensors"), note=notes.append)
+    assert recipe.mean == IMAGENET_MEAN and (recipe.model, recipe.image_size) == ("resnet20", 32)
     assert len(notes) == 1 and "taking ImageNet's mean 0.485 0.456 0.406" in notes[0]
     network = open_network(tmp_path / "w.safetensors", "resnet20", mean=(0.1,) * 3, std=(1,) * 3, note=notes.append)
     assert len(notes) == 1 and network.mean == (0.1,) * 3 and network.classes[3] == "class 3" and not network.named
@@ -139,7 +139,9 @@ def of(stages, names):
     [("auto", False, True, True), ("train", True, True, True), ("eval", False, False, True), ("frozen", *[False] * 3)],
 )
 def test_frozen_stages_stay_as_they_are(tmp_path, files, bn, frozen_statistics, trained_statistics, trained_norms):
-    before, after = trained(tmp_path, files / "ten.safetensors", freeze_until="layer3", bn=bn, steps=2, weight_decay=0.1)
+    before, after = trained(
+        tmp_path, files / "ten.safetensors", freeze_until="layer3", bn=bn, steps=2, weight_decay=0.1
+    )
     weights, norms, statistics = kinds(set(before))
     names = changed(before, after)
     frozen, learned = of(STAGES[:3], set(before)), of(STAGES[3:], set(before))
@@ -194,7 +196,9 @@ def test_learning_rates_of_stages():
         plan = make_schedule(changed, optimizer, 50)
         for step in (0, 7, 31):
             rates = plan.lrs_at(step)
-            assert np.allclose(np.array(rates) / rates[-1], [g / 1.0 for g in np.array(plan.lrs_at(20)) / plan.lrs_at(20)[-1]])
+            assert np.allclose(
+                np.array(rates) / rates[-1], [g / 1.0 for g in np.array(plan.lrs_at(20)) / plan.lrs_at(20)[-1]]
+            )
     plain = make_optimizer(Recipe(), model)
     assert len(plain.param_groups) == 1 and len(plain.param_groups[0]["params"]) == len(list(model.parameters()))
 
@@ -353,8 +357,8 @@ def test_command(tmp_path, files, capsys):
     [
         ([], "--weights says what to begin with"),
         (["--weights", "nowhere.pth"], "there is no file 'nowhere.pth'"),
-        (["--weights", "{ten}"], "whose weights are"),
-        (["--weights", "{ten}", "--model", "resnet20"], "do not say how images are normalised"),
+        (["--weights", "{odd}", "*"], "whose weights are"),
+        (["--weights", "{ten}"], "do not say how images are normalised"),
         (["--weights", "{ten}", "--model", "resnet32", "*"], "do not fit resnet32"),
         (["--weights", "{ten}", "--model", "resnet19", "*"], "no model is named 'resnet19'"),
         (["--weights", "{seven}", "--model", "resnet20", "--head", "keep", "*"], "tell 7 classes apart"),
@@ -378,6 +382,9 @@ def test_errors_are_one_line(tmp_path, files, capsys, monkeypatch, arguments, sa
     minires.save({"fc.bias": Tensor(np.zeros(3, np.float32))}, tmp_path / "head.safetensors")
     places = {name: str(files / f"{name}.safetensors") for name in ("ten", "seven")}
     places |= {"run": str(files / "run"), "folder": str(files), "rgb": str(tmp_path / "rgb.safetensors")}
+    odd = ResNet(BasicBlock, (1, 1, 2), (8, 16, 32), stem="cifar", in_channels=1, shortcut="A")
+    minires.save(odd.state_dict(), tmp_path / "odd.safetensors")
+    places["odd"] = str(tmp_path / "odd.safetensors")
     places["head"] = str(tmp_path / "head.safetensors")
     monkeypatch.chdir(tmp_path)
     words = [word.format(**places) for word in arguments if word != "*"]

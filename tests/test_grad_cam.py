@@ -56,6 +56,7 @@ def test_nothing_that_speaks_for_the_class_is_a_map_of_zeros():
 
 def test_the_model_is_left_as_it_was(model):
     model.train()
+    model.zero_grad()
     model.conv1.weight.requires_grad_(False)
     try:
         before = {name: t.array.copy() for name, t in model.state_dict().items()}

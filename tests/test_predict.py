@@ -129,7 +129,7 @@ def test_bad_images_are_named_and_the_others_go_on(network, folder):
     bomb(folder / "bomb.png")
     Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 256).save(folder / "deep.png")
     Image.fromarray(np.ones((16, 16), np.float32)).save(folder / "float.tiff")
-    picture(folder / "thin.png", size=(9000, 1))
+    picture(folder / "thin.png", size=(200_001, 1))
     bad = ["cut.png", "text.png", "empty.jpg", "bomb.png", "deep.png", "float.tiff", "thin.png", "gone.png"]
     files = [folder / name for pair in zip(bad, ["a0.png", "b1.png"] * 4, strict=True) for name in pair]
     found = list(predict(network, files, batch_size=3))
@@ -227,7 +227,7 @@ def test_command(weights, folder, capsys, monkeypatch):
     ("arguments", "says"),
     [
         (["a0.png", "--weights", "nowhere"], "there is no file 'nowhere'"),
-        (["a0.png", "--weights", "{w}"], "Name the model"),
+        (["a0.png", "--weights", "{w}", "--model", "resnet18"], "do not fit resnet18"),
         (["nothing*", "--weights", "{w}", "--model", "resnet20"], "nothing matches 'nothing*'"),
         (["--weights", "{w}", "--model", "resnet20"], "IMAGES"),
         (["a0.png"], "--weights"),

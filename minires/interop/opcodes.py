@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .refusal import Cursor
 
-MOST_OPCODES = 1 << 21  # ends in about two seconds; enough for 60,000 tensors
+MOST_OPCODES = 1 << 20  # read in about a second; enough for 20,000 tensors
 _LONGEST_INTEGER = 16  # bytes
 _MOST_DIMENSIONS = 64  # NumPy's limit
 
@@ -212,7 +212,7 @@ class Interpreter:
             self.refuse(f"a tensor with {len(arguments)} arguments")
         storage, offset, size, stride, _, hooks, *rest = arguments if len(arguments) > 4 else (*arguments, None, None)
         dtype = rest.pop(0) if rest and type(rest[0]) is Name else None
-        if type(storage) is not Storage or type(offset) is not int or hooks or any(rest):
+        if type(storage) is not Storage or type(offset) is not int or not all(map(_is_nothing, [hooks, *rest])):
             self.refuse("a tensor with arguments that no state dict has")
         if (dtype is None) == (storage.dtype == UNTYPED) or not (dtype is None or dtype in DTYPES):
             self.refuse("a tensor whose dtype does not fit its storage")
@@ -220,7 +220,7 @@ class Interpreter:
 
     def call_parameter(self, arguments: tuple) -> Any:
         """_rebuild_parameter(tensor, requires_grad, hooks): the tensor."""
-        if len(arguments) != 3 or type(arguments[0]) is not self.tensor_class or arguments[2]:
+        if len(arguments) != 3 or type(arguments[0]) is not self.tensor_class or not _is_nothing(arguments[2]):
             self.refuse("a parameter with arguments that no state dict has")
         return arguments[0]
 
@@ -259,6 +259,11 @@ class Interpreter:
         self.top((OrderedDict,), "what gets a state")
         if type(state) is not dict:
             self.refuse("a state that is no dict")
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether it is None or an empty dict: PyTorch's hooks and metadata of plain tensors."""
+    return value is None or (type(value) in (dict, OrderedDict) and not value)
 
 
 def _shown(code: int) -> str:

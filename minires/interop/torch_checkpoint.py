@@ -29,6 +29,8 @@ from .zip_index import Entry, read_index
 ZIP_START, STREAM_START = b"PK\3\4", b"\x80\x02\x8a\x0a"  # a stream begins with its magic number
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+# the last are what newer versions of PyTorch note down: .format_version, .data/serialization_id
+_KNOWN_ENTRY = re.compile(r"data\.pkl|byteorder|version|data/[0-9]{1,10}|\.[a-z_]+(/[a-z_]+)?")
 _DTYPES = {
     "Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": ml_dtypes.bfloat16,
     "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?",
@@ -101,13 +103,13 @@ class _Reader:
             if claim.dtype == "torch.BoolStorage" and values[claim.key].max(initial=0) > 1:
                 self.cursor.refuse(f"storage {claim.key!r} of Bool holds a byte that is neither 0 nor 1", claim.at)
         for tensor, storage, offset, shape, strides, dtype in self.waiting:
-            whole = values[storage.key].view(_dtype(dtype or storage.dtype))
+            kind = _dtype(dtype or storage.dtype)
             if 0 in shape:
-                tensor.array = np.empty(shape, whole.dtype)
+                tensor.array = np.empty(shape, kind)
                 continue
-            size = whole.dtype.itemsize
-            part = whole[storage.start + offset :]
-            tensor.array = np.lib.stride_tricks.as_strided(part, shape, [size * stride for stride in strides])
+            size, start = kind.itemsize, storage.start + offset
+            steps = [size * stride for stride in strides]
+            tensor.array = np.ndarray(shape, kind, values[storage.key], start * size, steps)  # checks it once more
 
     def check_size(self, claim: Storage, size: int, at: int) -> None:
         expected = claim.whole * _dtype(claim.dtype).itemsize
@@ -118,7 +120,8 @@ class _Reader:
 class _Zip(_Reader):
     def read(self) -> Any:
         entries = read_index(self.cursor.data, self.file)
-        self.entries = {self.inner(name, entry): entry for name, entry in entries.items()}
+        root = next(iter(entries), "").partition("/")[0]
+        self.entries = {self.inner(name, root, entry): entry for name, entry in entries.items()}
         if "data.pkl" not in self.entries:
             self.cursor.refuse("the zip archive has no data.pkl: it is no checkpoint of PyTorch")
         if "byteorder" in self.entries and self.content("byteorder") != b"little":
@@ -132,12 +135,10 @@ class _Zip(_Reader):
         self.fill({claim.key: self.storage(claim) for claim in self.claims.values()})
         return found
 
-    def inner(self, name: str, entry: Entry) -> str:
-        """The name without the folder that all entries lie in, if it is one that a checkpoint may have."""
-        root, slash, inner = name.partition("/")
-        self.root = getattr(self, "root", root)
-        known = inner in ("data.pkl", "byteorder", "version") or inner.startswith(".")
-        if not slash or root != self.root or not (known or re.fullmatch(r"data/[0-9]{1,10}", inner)):
+    def inner(self, name: str, root: str, entry: Entry) -> str:
+        """The name without `root`, the folder that all entries lie in, if it is one that a checkpoint may have."""
+        inner = name.removeprefix(f"{root}/")
+        if inner == name or not _KNOWN_ENTRY.fullmatch(inner):
             code = inner.startswith("code/") or inner == "constants.pkl"
             what = "a TorchScript archive, which holds code" if code else "no state dict has such a file"
             self.cursor.refuse(f"zip entry {name[:80]!r}: {what}", entry.at)

@@ -125,7 +125,7 @@ def _check(report: LoadReport, model: str) -> None:
             lines.append(f"{len(found)} {what}: {_listed(found)}")
     if lines:
         total = len(report.missing) + len(report.unexpected) + len(report.mismatched)
-        raise StateDictError(f"{report.source} does not fit {model}: {total} differences\n  " + "\n  ".join(lines))
+        raise StateDictError(f"{report.source} does not fit {model}, {total} differences:\n  " + ";\n  ".join(lines))
 
 
 def _listed(names: list[str], most: int = 5) -> str:

@@ -3,7 +3,7 @@
 Zip archives can say one thing at their front and another at their end, overlap, be compressed a thousandfold, or hold
 a second file of the same name; which of these a reader believes differs between readers. Here an archive has exactly
 one reading, or it is refused: the directory stands at the very end, every entry is stored as it is, under a name of
-its own, where its local header repeats what the directory says, and no two overlap.
+its own, where its local header repeats what the directory says, and none overlaps another or leaves a gap.
 
 Source: PKWARE's APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end), 4.5.3.
 """
@@ -17,7 +17,8 @@ from .refusal import Cursor
 _LOCAL, _ENTRY, _END, _END64, _LOCATOR64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _END_SIZE, _LOCATOR64_SIZE, _END64_SIZE, _ENTRY_SIZE = 22, 20, 56, 46
 _MOST_ENTRIES = 1 << 17
-_SAME_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, masked
+_DESCRIPTOR = 24  # bytes of checksum and sizes that may follow an entry
+_FORBIDDEN_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patched, strongly encrypted, masked
 _IN_64_BITS = 0xFFFFFFFF
 
 
@@ -43,27 +44,32 @@ class _Said(NamedTuple):
 
 def read_index(data: memoryview, file: str) -> dict[str, Entry]:
     """The entries of an archive by name. CheckpointError says what is wrong, and at which byte."""
-    cursor, count, directory_end = _directory(data, file)
+    cursor, count = _directory(data, file)
+    directory = cursor.at
     said = [_entry(cursor) for _ in range(count)]
-    if cursor.at != directory_end:
+    if cursor.at != cursor.end:
         cursor.refuse("the zip directory has another size than its end says")
     said.sort(key=lambda one: one.header)
     found: dict[str, Entry] = {}
-    limits = [one.header for one in said[1:]] + [cursor.end]
+    limits = [one.header for one in said[1:]] + [directory]
     free = 0  # the first byte after the entry before
     for one, limit in zip(said, limits, strict=True):
         if one.name in found:
             cursor.refuse(f"two zip entries are named {one.name[:80]!r}", one.at)
+        if not free <= one.header < directory:
+            cursor.refuse(f"zip entry {one.name[:80]!r} overlaps another, or lies beyond the end", one.at)
         start = _local(Cursor(data, file, one.header, limit), one)
-        if one.header < free or start + one.size > limit:
+        if start + one.size > limit:
             cursor.refuse(f"zip entry {one.name[:80]!r} overlaps another or the directory", one.at)
+        if limit - start - one.size > _DESCRIPTOR or (one.header and not found):
+            cursor.refuse(f"zip entry {one.name[:80]!r} stands beside bytes that the directory does not know", one.at)
         free = start + one.size
         found[one.name] = Entry(start, free, one.crc32, one.at)
     return found
 
 
-def _directory(data: memoryview, file: str) -> tuple[Cursor, int, int]:
-    """(cursor at the directory, whose end is its start; how many entries; where the directory ends)."""
+def _directory(data: memoryview, file: str) -> tuple[Cursor, int]:
+    """(cursor at the directory, up to its end; how many entries it has)."""
     end = Cursor(data, file, max(0, len(data) - _END_SIZE))
     if len(data) < _END_SIZE or bytes(end.take(4)) != _END:
         end.refuse("no zip directory ends where the file ends: it is cut off, or something was appended", len(data))
@@ -95,7 +101,7 @@ def _directory(data: memoryview, file: str) -> tuple[Cursor, int, int]:
         count, size, start = count64, size64, start64
     if start + size != where or count > min(_MOST_ENTRIES, size // _ENTRY_SIZE):
         end.refuse(f"a zip directory of {count} entries and {size} bytes at byte {start} does not fit", where)
-    return Cursor(data, file, start, where), count, where
+    return Cursor(data, file, start, where), count
 
 
 def _entry(cursor: Cursor) -> _Said:
@@ -113,7 +119,7 @@ def _entry(cursor: Cursor) -> _Said:
     cursor.take(extra_size + comment_size)
     wide = _zip64(extra, [value == _IN_64_BITS for value in (size, packed, header)])
     size, packed, header = (w if w is not None else v for w, v in zip(wide, (size, packed, header), strict=True))
-    if method or flags & _SAME_FLAGS or packed != size:
+    if method or flags & _FORBIDDEN_FLAGS or packed != size:
         cursor.refuse(f"zip entry {name[:80]!r} is compressed or encrypted; PyTorch stores", at)
     return _Said(name, size, crc32, header, flags, at)
 
@@ -135,13 +141,16 @@ def _zip64(extra: Cursor, wanted: list[bool]) -> list[int | None]:
 def _local(cursor: Cursor, said: _Said) -> int:
     """Where the entry's bytes begin, after its local header, which must say what the directory says."""
     at = cursor.at
-    if at >= cursor.end or bytes(cursor.take(4)) != _LOCAL:
+    if bytes(cursor.take(4)) != _LOCAL:
         cursor.refuse(f"no local header of zip entry {said.name[:80]!r} stands here", at)
     cursor.take(2)  # version
     flags, method = cursor.number(2), cursor.number(2)
-    cursor.take(16)  # time, date, checksum and sizes: after the entry where bit 3 of the flags is set
+    cursor.take(4)  # time and date
+    crc32, *sizes = cursor.number(4), cursor.number(4), cursor.number(4)
     name_size, extra_size = cursor.number(2), cursor.number(2)
-    if flags != said.flags or method or cursor.text(name_size) != said.name:
+    # where bit 3 of the flags is set, checksum and sizes follow the entry, and are 0 here; large sizes are elsewhere
+    same = flags & 8 or (crc32 == said.crc32 and all(size in (said.size, _IN_64_BITS) for size in sizes))
+    if not same or flags != said.flags or method or cursor.text(name_size) != said.name:
         cursor.refuse(f"the local header of zip entry {said.name[:80]!r} says something else than the directory", at)
     cursor.take(extra_size)
     return cursor.at

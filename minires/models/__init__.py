@@ -37,7 +37,7 @@ from .imagenet_resnet import (
     resnet152,
 )
 from .info import Info, describe
-from .registry import create_model, list_models
+from .registry import create_model, guess_model, list_models
 from .resnet import ResNet
 from .weights import PublishedWeights, get_weights, list_weights
 
@@ -52,6 +52,7 @@ __all__ = [  # noqa: RUF022  (families in order of depth)
     "create_model",
     "describe",
     "get_weights",
+    "guess_model",
     "list_models",
     "list_weights",
     "resnet18",

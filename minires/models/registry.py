@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import interop
+from ..engine import Tensor
 from .blocks import Block
 from .resnet import ResNet
 from .weights import options_of
 
 _BUILDERS: dict[str, Callable[..., ResNet]] = {}
+_SHAPES: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...]]] = {}
 _OPTIONS = [p.name for p in inspect.signature(ResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
@@ -46,6 +48,7 @@ def register(
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"{note} Options: those of `ResNet`; num_classes=None means as in the paper."
     _BUILDERS[name] = build
+    _SHAPES[name] = (block, tuple(depths), tuple(widths))
     return build
 
 
@@ -74,13 +77,30 @@ def create_model(
     given = {"num_classes": num_classes, "in_channels": in_channels, **options}
     said = options_of({ours: state[theirs] for theirs, ours in interop.our_names(state).items()})
     model = _BUILDERS[name](**{**said, **{option: value for option, value in given.items() if value is not None}})
-    interop.load_weights(model, state, source="the weights" if isinstance(weights, Mapping) else str(weights))
+    interop.load_weights(model, state, source=None if isinstance(weights, Mapping) else str(weights))
     return model
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names of all models, or of those that match a shell pattern such as "resnet*" or "*110"."""
     return [name for name in _BUILDERS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def guess_model(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the model whose weights a state dict under our names holds, None where it is none of `list_models`.
+
+    Where two models have the same weights, the residual network and not its plain twin.
+    """
+    depths, widths = [], []
+    while (first := f"layer{len(depths) + 1}.0.conv1.weight") in state:
+        blocks = {name.split(".")[1] for name in state if name.startswith(f"layer{len(depths) + 1}.")}
+        depths.append(len(blocks))
+        widths.append(state[first].shape[0])
+    for name, (block, *shape) in _SHAPES.items():
+        alike = block.preact == ("bn.weight" in state) and (block.expansion > 1) == ("layer1.0.conv3.weight" in state)
+        if alike and shape == [tuple(depths), tuple(widths)]:
+            return name
+    return None
 
 
 def _near(word: Any, known: Iterable[str]) -> str:

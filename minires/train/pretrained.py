@@ -1,7 +1,7 @@
 """Weights and what belongs to them: the model's name, its classes, the images that it expects.
 
-    network = open_network("runs/digits-...")                      a run folder knows it all
-    network = open_network("resnet20.th", model="resnet20")        a file knows little: `model` says whose weights
+    network = open_network("runs/digits-...")      a run folder knows it all, and what was exported from it much
+    network = open_network("resnet20.th")          any other file only what its shapes say, unless its hash is known
 
 A network gives sensible outputs only for images that are normalised as those that it learned from, so mean and std
 travel with the weights.
@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..device import array_module
+from ..device import device as as_device
 from ..engine import Tensor
-from ..interop import read_weights
+from ..interop import our_names, read_weights
 from ..interop.weights import resolve
-from ..models import create_model, get_weights, list_weights
+from ..models import create_model, get_weights, guess_model, list_models, list_weights
 from ..nn.module import StateDictError
+from ..serialization import load_arrays
 from .run_folder import recipe_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -102,8 +105,10 @@ def open_network(
     model, mean, std, image_size: go before what the weights say; needed where they say nothing. note: called with a
     line where something is taken for granted. Raises ValueError or OSError in one line.
     """
+    where = as_device(device)
+    array_module(where)  # raises where there is no such device
     found = open_pretrained(weights)
-    network = found.build(model).to(device).eval()
+    network = found.build(model).to(where).eval()
     mean, std = normalization(found, mean, std, note)
     classes = found.classes or tuple(f"class {i}" for i in range(found.outputs))
     named = bool(found.classes)
@@ -144,6 +149,7 @@ def open_pretrained(weights: str | Path) -> Pretrained:
         if (folder / "recipe.toml").is_file() and (folder / "summary.json").is_file():
             return _of_run(folder, file)
     state = read_weights(file)
+    state = {ours: state[theirs] for theirs, ours in our_names(state).items()}
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     for about in map(get_weights, list_weights()):
@@ -151,7 +157,20 @@ def open_pretrained(weights: str | Path) -> Pretrained:
             scale: Any = {"mean": about.mean, "std": about.std, "image_size": about.image_size}
             what = f"{weights} ({about.name})" if about.name != str(weights) else about.name
             return Pretrained(state, what, about.model, about.classes, resize=about.resize or 0, **scale)
-    return Pretrained(state, str(weights))
+    notes = _notes(file)
+    return Pretrained(state, str(weights), **{"model": guess_model(state) or "", **notes})
+
+
+def _notes(file: Path) -> dict[str, Any]:
+    """What `minires export` wrote into the head of a safetensors file: model, classes, mean, std."""
+    if file.suffix != ".safetensors":
+        return {}
+    said = load_arrays(file)[1]
+    try:
+        lists = {name: tuple(json.loads(said[name])) for name in ("classes", "mean", "std") if name in said}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: its head says {', '.join(said)}, but not as lists: {error}") from error
+    return {**lists, **({"model": said["model"]} if said.get("model") in list_models() else {})}
 
 
 def _of_run(folder: Path, file: Path) -> Pretrained:
