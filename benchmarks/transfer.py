@@ -137,7 +137,7 @@ def _archive(path: Path, names: list[str], files: Mapping[str, bytes]) -> Path:
 def _pixels(archive: Path) -> float:
     """The share of test images that a linear head on pixels gets right, at the best of the penalties."""
     parts = (open_dataset("folder", archive, train, image_size=32) for train in (True, False))
-    (x, t), (x_test, t_test) = ((np.float32(d.images.reshape(len(d), -1)) / 255, d.labels) for d in parts)
+    (x, t), (x_test, t_test) = ((d.images.reshape(len(d), -1).astype(np.float32) / 255, d.labels) for d in parts)
     shares = []
     for l2 in PENALTIES:
         weight, bias = fit_head(x, t, NEW, l2)

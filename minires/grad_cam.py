@@ -34,7 +34,7 @@ def grad_cam(model: Any, images: Tensor, classes: Sequence[int] | None = None, l
         kept.append(Tensor(output.array, requires_grad=True))
         return kept[-1]
 
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     wanted = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -50,7 +50,8 @@ def grad_cam(model: Any, images: Tensor, classes: Sequence[int] | None = None, l
     finally:
         for p in wanted:
             p.requires_grad_(True)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     a, slope = (to_device(array, CPU) for array in (kept[0].array, kept[0].grad.array))  # type: ignore[union-attr]
     maps = np.maximum(np.einsum("nk,nkhw->nhw", slope.mean((2, 3)), a), 0)
     return maps / np.maximum(maps.max((1, 2), keepdims=True), np.finfo(maps.dtype).tiny)

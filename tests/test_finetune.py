@@ -195,10 +195,8 @@ def test_learning_rates_of_stages():
         assert {g["weight_decay"] for g in optimizer.param_groups if g["params"][0].ndim == 1} == {0}
         plan = make_schedule(changed, optimizer, 50)
         for step in (0, 7, 31):
-            rates = plan.lrs_at(step)
-            assert np.allclose(
-                np.array(rates) / rates[-1], [g / 1.0 for g in np.array(plan.lrs_at(20)) / plan.lrs_at(20)[-1]]
-            )
+            now = plan.lrs_at(step)
+            np.testing.assert_allclose(np.divide(now, now[0]), np.divide(plan.lrs_at(20), plan.lrs_at(20)[0]))
     plain = make_optimizer(Recipe(), model)
     assert len(plain.param_groups) == 1 and len(plain.param_groups[0]["params"]) == len(list(model.parameters()))
 
@@ -237,11 +235,12 @@ def test_penalties_are_their_definitions():
 
 def test_l2_sp_holds_weights_at_their_start(tmp_path, files):
     distance = {}
-    for l2_sp in (0.0, 3.0):
-        before, after = trained(tmp_path / str(l2_sp), files / "seven.safetensors", l2_sp=l2_sp, steps=8, bn="frozen")
+    for l2_sp in (0.0, 10.0):
+        changes = {"l2_sp": l2_sp, "steps": 12, "bn": "frozen"}
+        before, after = trained(tmp_path / str(l2_sp), files / "seven.safetensors", **changes)
         pulled = [n for n in before if not n.startswith("fc") and "num" not in n]
         distance[l2_sp] = sum(float(((after[n].array - before[n].array) ** 2).sum()) for n in pulled)
-    assert 0 < distance[3.0] < distance[0.0] / 2
+    assert 0 < distance[10.0] < distance[0.0] / 2
 
 
 def test_l2_sp_takes_the_place_of_weight_decay_but_for_a_new_head(tmp_path, files):
@@ -344,7 +343,7 @@ def test_command(tmp_path, files, capsys):
     assert main(["finetune", "--weights", str(files / "run"), *flags, *more]) == 0
     out = capsys.readouterr().out
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()[0] in STAGES}
-    assert "running statistics" in rows["layer2"] and "batch statistics" in rows["layer3"]
+    assert "eval (running" in rows["layer2"] and "train (batch" in rows["layer3"]
     assert " no " in rows["stem"] and rows["head"].split()[1:4] == ["0.1", "650", "yes"]
     assert "head: kept, 10 classes" in out and "normalised by mean" in out
     assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3", "--extend"]) == 0
@@ -372,7 +371,7 @@ def test_command(tmp_path, files, capsys):
         (["--weights", "{run}", "--extend"], "--extend goes with --resume"),
         (["--resume", "{run}", "--recipe", "digits"], "does not go with --resume"),
         (["--weights", "{folder}"], "is a folder, but not of a run"),
-        (["--weights", "{rgb}", "--model", "resnet20"], "are for images of 3 channels, 'digits' has 1"),
+        (["--weights", "{rgb}", "--model", "resnet20"], "dataset='digits' has images of 1 channels, and mean"),
         (["--weights", "{head}", "--model", "resnet20", "*"], "are not the weights of a ResNet"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -420,5 +419,5 @@ def test_recipes_that_cannot_be(changes, says):
 
 
 def test_a_mean_that_does_not_fit_the_images():
-    with pytest.raises(ValueError, match="does not fit images of 1 channels"):
+    with pytest.raises(ValueError, match="has images of 1 channels"):
         Run(load_recipe("digits", {"mean": (0.1,) * 3, "std": (0.1,) * 3}))

@@ -77,5 +77,5 @@ def test_classes_that_do_not_fit(model, classes):
 
 
 def test_a_layer_that_is_not_there(model):
-    with pytest.raises(KeyError, match="layer33.*near: .*layer3"):
+    with pytest.raises(KeyError, match=r"layer33.*near: .*layer3"):
         grad_cam(model, minires.randn(1, 3, 16, 16), layer="layer33")

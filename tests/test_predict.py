@@ -193,9 +193,8 @@ def test_an_overlay_is_lighter_where_the_map_is_high():
 
 
 def flags(weights):
-    return ["--weights", str(weights), "--model", "resnet20", "--image-size", "16", "--threads", "1", "--mean"] + (
-        ["0.2", "0.3", "0.4", "--std", "0.5", "0.6", "0.7"]
-    )
+    words = "--model resnet20 --image-size 16 --threads 1 --mean 0.2 0.3 0.4 --std 0.5 0.6 0.7"
+    return ["--weights", str(weights), *words.split()]
 
 
 def test_command(weights, folder, capsys, monkeypatch):

@@ -90,7 +90,10 @@ def _moments(recipe: Recipe, train: ImageDataset) -> tuple[tuple[float, ...], tu
     """(mean, std) per channel: the recipe's, or those of the training images."""
     if recipe.mean:
         if len(recipe.mean) != (channels := train.images.shape[3]):
-            raise ValueError(f"mean={recipe.mean} does not fit images of {channels} channels")
+            raise ValueError(
+                f"dataset={recipe.dataset!r} has images of {channels} channels, and mean={recipe.mean} is for "
+                f"{len(recipe.mean)}: it, or the weights that it belongs to, are for other images"
+            )
         return recipe.mean, recipe.std
     return train.statistics() if train.mean is None or train.std is None else (train.mean, train.std)
 

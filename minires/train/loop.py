@@ -310,12 +310,11 @@ class Run:
         """Lines on what pretrained weights the run begins with, and how they are trained; [] for new weights."""
         if not self.recipe.weights:
             return []
-        size, (mean, std) = (
-            self.recipe.image_size,
-            (" ".join(f"{value:g}" for value in values) for values in (self.images.mean, self.images.std)),
-        )
-        images = f"images: {len(self.images.train):,} of {size}x{size}, normalised by mean {mean}, std {std}"
-        return [*self.start.said, images, *([] if self.recipe.probe else self.freezing.table())]
+        size, images = self.recipe.image_size, self.images
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+        counts = f"{len(images.train):,} to train on, {len(images.test):,} to test"
+        said = f"images: {counts}, {size}x{size}, normalised by mean {mean}, std {std}"
+        return [*self.start.said, said, *([] if self.recipe.probe else self.freezing.table())]
 
     @property
     def seconds(self) -> float:

@@ -91,7 +91,9 @@ class Freezing:
             reached = 0 < thaw <= self.recipe.epochs
             trained = "no" if not reached else "yes" if thaw == 1 else f"from epoch {thaw}"
             modes = [self.norms_in_eval(name, frozen=True)] * (thaw != 1) + [self.norms_in_eval(name, False)] * reached
-            words = dict.fromkeys("running statistics" if fixed else "batch statistics" for fixed in modes)
+            words = dict.fromkeys(
+                "eval (running statistics)" if fixed else "train (batch statistics)" for fixed in modes
+            )
             norm = ", then ".join(words) if norms else "none"
             if norms and self.recipe.bn == "frozen":
                 norm += ", weights frozen"
