@@ -9,7 +9,9 @@ from .kernels import kernels
 from .loader import loader
 from .memory import memory
 from .networks import networks
+from .readme import readme
 from .resume_cycles import resume_cycles
+from .roofline import roofline
 from .transfer import transfer
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
@@ -20,6 +22,8 @@ app.command(loader)
 app.command(memory)
 app.command(transfer)
 app.command(fuzz)
+app.command(roofline)
+app.command(readme)
 
 if __name__ == "__main__":
     try:

@@ -77,6 +77,8 @@ class Kernel:
     rank: Callable[..., float] | None = field(default=None, repr=False)
     error_factor: float = 32.0
     dtypes: tuple[str, ...] = ("float32", "float64")
+    error_scale: Callable[..., Any] | None = field(default=None, repr=False)
+    exact: bool = True
 
     def __call__(self, *arrays, **params):
         return self.fn(*arrays, **params)
@@ -106,6 +108,8 @@ def kernel(
     rank: Callable[..., float] | None = None,
     error_factor: float = 32.0,
     dtypes: tuple[str, ...] = ("float32", "float64"),
+    error_scale: Callable[..., Any] | None = None,
+    exact: bool = True,
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a kernel of `problem`.
@@ -114,11 +118,26 @@ def kernel(
     `rank(*arrays, **params)` says otherwise. note: one line, what this step changed and why. supports: whether it
     can compute these inputs, with the signature of the kernel. error_factor: the c of its error bound (32 unless the
     algorithm loses more; say why). dtypes: names of the float dtypes it takes; ("any",) for plain array code.
-    name: where the function's own name will not do.
+    error_scale: what its error is relative to where it is not the problem's. exact: False where outputs are not plain
+    sums of their own products (Winograd): it rounds more, and one Inf spreads over a tile; `dispatch.exact` leaves it
+    out. name: where the function's own name will not do.
     """
 
     def register(fn: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Kernel(problem, name or fn.__name__, device, step, note, fn, supports, rank, error_factor, dtypes)
+        entry = Kernel(
+            problem,
+            name or fn.__name__,
+            device,
+            step,
+            note,
+            fn,
+            supports,
+            rank,
+            error_factor,
+            dtypes,
+            error_scale,
+            exact,
+        )
         known = _PROBLEMS.setdefault(problem.name, problem)
         if known is not problem:
             raise ValueError(f"two different problems are named {problem.name!r}")
@@ -138,11 +157,18 @@ def forget(problem: str, name: str) -> None:
 
 
 def load_file(path: str | Path) -> tuple[Kernel, ...]:
-    """Run a Python file outside the tree that registers kernels, and return what it added to the table.
+    """Run a file outside the tree that registers kernels, and return what it added to the table.
 
-    Raises FileNotFoundError, ImportError naming what went wrong in the file, or ValueError where it adds no kernel.
+    A Python file, or a .cu file with a header (`cuda/own.py`). Raises FileNotFoundError, ImportError naming what went
+    wrong in the file, or ValueError where it adds no kernel.
     """
     path = Path(path)
+    if path.suffix == ".cu":
+        from .cuda import own
+
+        before = set(_KERNELS)
+        own.load(path)
+        return tuple(entry for key, entry in _KERNELS.items() if key not in before)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     name = f"minires_kernels_from_{path.stem}_{len(_KERNELS)}"

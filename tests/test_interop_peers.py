@@ -129,7 +129,8 @@ def same(ours, theirs):
 )
 def test_whole_checkpoints_are_read(tmp_path, options):
     torch.save(whole(), tmp_path / "x.pth", **options)
-    theirs, ours = torch.load(tmp_path / "x.pth", weights_only=True), minires.load(tmp_path / "x.pth")
+    theirs = torch.load(tmp_path / "x.pth", weights_only=False)  # True warns of other protocols than 2
+    ours = minires.load(tmp_path / "x.pth")
     same(ours, theirs)
     ours["views"][0].array[2] = 77
     assert ours["views"][1].tolist()[0] == 77 and ours["views"][2].tolist()[2][0] == 77  # one storage, as there

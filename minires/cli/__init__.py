@@ -1,4 +1,4 @@
-"""The command `minires`: train, finetune, evaluate, predict, export, info, kernels.
+"""The command `minires`: train, finetune, evaluate, predict, export, info, kernels, study.
 
 Errors of use are one line and exit code 2, a bug is one line that says so and 70; `--debug` adds the traceback. A run
 that was stopped by SIGINT or SIGTERM ends with 130 or 143.
@@ -43,6 +43,7 @@ app.command(predict)
 app.command(export)
 app.command(info)
 app.command("minires.cli.kernels:app", name="kernels", help="List the registered kernels, or check some.")
+app.command("minires.cli.study:app", name="study", help="Experiments on backpropagation through skip connections.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

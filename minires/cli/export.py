@@ -132,7 +132,7 @@ def _write_onnx(found: _Found, path: Path, fold_bn: bool, image_size: int | None
     """Write, compare where onnxruntime is installed, and say what was done."""
     from ..models.export import compare_with_onnxruntime, write_onnx
 
-    size = image_size or found.image_size or found.network.image_size
+    size = image_size if image_size is not None else found.image_size or found.network.image_size
     write_onnx(found.network, path, image_size=size, fold_bn=fold_bn, notes=found.notes)
     channels, classes = found.network.conv1.weight.shape[1], found.network.fc.weight.shape[0]
     text = (
