@@ -21,7 +21,7 @@ _ENGINE = _BELOW | {"engine"}
 _OPS = _ENGINE | {"dispatch", "ops", "hooks"}
 _NN = _OPS | {"creation", "nn"}
 _MODELS = _NN | {"optim", "data", "interop", "models", "serialization"}
-_RUNS = _MODELS | {"capture", "gradcheck", "train", "study", "kernels"}
+_RUNS = _MODELS | {"capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
 MAY_IMPORT = {
     "kernels": set(),
     "device": set(),
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "creation": _OPS,
     "serialization": _ENGINE,
     "capture": _OPS,
+    "grad_cam": _OPS | {"capture"},
     "gradcheck": _OPS,
     "nn": _OPS | {"creation"},
     "optim": _NN,
