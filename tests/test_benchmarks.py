@@ -1,8 +1,8 @@
 """`python -m benchmarks` checks, times and writes what it measured with its provenance."""
 
 import csv
-import os
 import io
+import os
 import subprocess
 import sys
 import tarfile
