@@ -5,8 +5,8 @@
 x, z (N, C, H, W); gamma, beta (C,). In training mean and var are those of x over N, H, W (m numbers per channel; var
 is sum (x - mean)² / m), and the running statistics move towards them; in evaluation the running ones are used.
 
-Saved for backward: x, gamma, mean, inv_std, and y where there is a ReLU (only its sign is read, but the next op keeps
-y anyway). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
+Saved for backward: x, gamma, beta, mean, inv_std, and y where a ReLU follows a residual (only its sign is read, but the
+next op keeps y anyway; without a residual x tells the sign). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
 
     dbeta = sum g      dgamma = sum g * x_hat      dz = g
 
@@ -53,7 +53,7 @@ class BatchNorm(Function):
             mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
         y = _narrow(y, given.dtype)
-        ctx.save_for_backward(given, y if relu else None, gamma, mean, inv_std)
+        ctx.save_for_backward(given, y if relu and z is not None else None, gamma, beta, mean, inv_std)
         return y
 
     @staticmethod
