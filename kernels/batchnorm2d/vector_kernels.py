@@ -57,11 +57,11 @@ def _bwd_supports(dy, x, *_, **__):
 def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
     rows = memory.reshape(-1, _length(c))
-    shift, partial = rows[0, :c], empty((_count(rows), 2, rows.shape[1]), np.float64)
-    _statistics(rows, _repeated(rows, shift), _group(rows), partial)
-    mean, var = _merged(partial, shift, x.size // c)
-    y = _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu)
-    return y, mean.astype(x.dtype), var.astype(x.dtype)
+    mean, var, partial = empty((c,), x.dtype), empty((c,), x.dtype), _partial(rows)
+    _statistics(rows, c, _group(rows), partial)
+    _moments(partial, rows[0], x.size // c, mean, var)
+    # In x's precision, as the op computes it: backward must find the same y > 0.
+    return _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu), mean, var
 
 
 @kernel(
@@ -87,23 +87,20 @@ def fprop_infer_vectors(x, gamma, beta, mean, inv_std, z, *, relu):
 def bwd_vectors(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape
     x, g = to_nhwc(x).reshape(-1, _length(c)), to_nhwc(dy).reshape(-1, _length(c))
-    scale = np.multiply(gamma, inv_std, dtype=np.float64)
     again = relu and y is None  # y > 0 is known from x
     y = to_nhwc(y).reshape(x.shape) if relu and not again else g  # else never read
     dz, dz_memory = empty_nhwc(n, c, h, w, x.dtype) if residual and relu else (None, x)
-    partial = empty((_count(x), 2, x.shape[1]), np.float64)
-    vectors = _repeated(x, mean, scale, np.zeros(c) if beta is None else beta)
+    partial, vectors = _partial(x), empty((5, x.shape[1]), x.dtype)
+    gamma, beta, mean, inv_std = map(np.ascontiguousarray, (gamma, beta, mean, inv_std))
+    _affine(gamma, beta, mean, inv_std, vectors)
     _sums(g, x, y, dz_memory.reshape(x.shape), vectors, relu, again, dz is not None, _group(x), partial)
-    dbeta, dgamma = partial.sum(0).reshape(2, -1, c).sum(1)
-    dgamma *= inv_std
+    dgamma, dbeta = empty((c,), x.dtype), empty((c,), x.dtype)
+    _slopes(partial, gamma, inv_std, x.size // c, training, dgamma, dbeta, vectors)
     if dz is not None:  # masked already
         g, relu = dz_memory.reshape(x.shape), False
-    m = x.size // c
-    constant, slope = (scale * dbeta / m, scale * inv_std * dgamma / m) if training else np.zeros((2, c))
-    vectors = np.concatenate([vectors, _repeated(x, constant, slope)])
     dx, memory = empty_nhwc(n, c, h, w, x.dtype)
     _dx(g, x, y, memory.reshape(x.shape), vectors, relu, again, _group(x))
-    return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), dz
+    return dx, dgamma, dbeta, dz
 
 
 def _group(rows):
@@ -111,21 +108,10 @@ def _group(rows):
     return max(1, _GROUP // rows.shape[1])
 
 
-def _count(rows):
-    """Into how many blocks the rows are cut."""
-    return max(1, min(_BLOCKS, len(rows) // max(_group(rows), _LEAST_ROWS)))
-
-
-def _repeated(rows, *vectors):
-    """Vectors over channels, repeated to the length of the rows."""
-    return np.tile(np.stack(vectors), rows.shape[1] // vectors[0].size).astype(rows.dtype)
-
-
-def _merged(partial, shift, m):
-    """Mean and biased variance in float64 from the sums of d and d² of all blocks, d being the distance from shift."""
-    with np.errstate(invalid="ignore"):  # an Inf in x makes mean and variance NaN, not a warning
-        first, second = partial.sum(0).reshape(2, -1, shift.size).sum(1) / m
-        return shift + first, np.maximum(second - first * first, 0)
+def _partial(rows):
+    """Room for two sums of every column of every block."""
+    blocks = max(1, min(_BLOCKS, len(rows) // max(_group(rows), _LEAST_ROWS)))
+    return empty((blocks, 2, rows.shape[1]), np.float64)
 
 
 def _normalised(x, gamma, beta, mean, inv_std, z, relu):
@@ -133,24 +119,73 @@ def _normalised(x, gamma, beta, mean, inv_std, z, relu):
     n, h, w, c = x.shape
     y, memory = empty_nhwc(n, c, h, w, x.dtype)
     x = x.reshape(-1, _length(c))
+    vectors = empty((3, x.shape[1]), x.dtype)
+    _affine(*map(np.ascontiguousarray, (gamma, beta, mean, inv_std)), vectors)
     z_rows = x if z is None else to_nhwc(z).reshape(x.shape)
-    vectors = _repeated(x, mean, gamma * inv_std, beta)
     _normalise(x, z_rows, memory.reshape(x.shape), vectors, z is not None, relu, _group(x))
     return y
 
 
-@njit(parallel=True)
-def _statistics(x, shift, group, partial):
-    blocks = partial.shape[0]
-    for b in prange(blocks):
-        first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _block_statistics(x[first:last], shift, group, partial[b])
+@njit()
+def _affine(gamma, beta, mean, inv_std, vectors):
+    """Rows of vectors: mean, scale = gamma * inv_std and beta, repeated to their length."""
+    for l in range(vectors.shape[1]):
+        k = l % mean.size
+        vectors[0, l], vectors[1, l], vectors[2, l] = mean[k], gamma[k] * inv_std[k], beta[k]
 
 
 @njit()
-def _block_statistics(x, shift, group, out):
-    """Sums of d and d² of every column into out (2, length), d = x - shift."""
+def _total(partial, c):
+    """Add up all blocks, and the columns of each channel, into partial[0, :, :c]."""
+    total = partial[0]
+    for b in range(1, len(partial)):
+        for i in range(2):
+            for l in range(total.shape[1]):
+                total[i, l] += partial[b, i, l]
+    for i in range(2):
+        for l in range(c, total.shape[1]):
+            total[i, l % c] += total[i, l]
+
+
+@njit()
+def _moments(partial, shift, m, mean, var):
+    """Mean and biased variance from the sums of d and d², d being the distance from shift."""
+    _total(partial, mean.size)
+    for k in range(mean.size):
+        first = partial[0, 0, k] / m
+        second = partial[0, 1, k] / m - first * first
+        mean[k], var[k] = shift[k] + first, 0.0 if second < 0 else second
+
+
+@njit()
+def _slopes(partial, gamma, inv_std, m, training, dgamma, dbeta, vectors):
+    """dgamma and dbeta from the sums; rows 3 and 4 of vectors: dbeta and dgamma as they enter dx."""
+    c = gamma.size
+    _total(partial, c)
+    for k in range(c):
+        dbeta[k], dgamma[k] = partial[0, 0, k], partial[0, 1, k] * inv_std[k]
+    for l in range(vectors.shape[1]):
+        k = l % c
+        scale = np.float64(gamma[k]) * inv_std[k] / m if training else 0.0
+        vectors[3, l] = scale * partial[0, 0, k]
+        vectors[4, l] = scale * partial[0, 1, k] * inv_std[k] * inv_std[k]
+
+
+@njit(parallel=True)
+def _statistics(x, c, group, partial):
+    blocks = partial.shape[0]
+    for b in prange(blocks):
+        first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
+        _block_statistics(x[first:last], x[0], c, group, partial[b])
+
+
+@njit()
+def _block_statistics(x, pixels, c, group, out):
+    """Sums of d and d² of every column into out (2, length), d = x - the channel's number in the first of the pixels."""
     out[:] = 0
+    shift = np.empty(x.shape[1], x.dtype)
+    for l in range(shift.size):
+        shift[l] = pixels[l % c]
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
     for first in range(0, len(x), group):
         rows = min(group, len(x) - first)

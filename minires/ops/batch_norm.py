@@ -35,6 +35,8 @@ from .shape import reshape
 
 
 class BatchNorm(Function):
+    fresh = True
+
     @staticmethod
     def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
         xp, c, given = namespace_of(x), x.shape[1], x
@@ -66,7 +68,7 @@ class BatchNorm(Function):
             relu=relu,
             residual=residual,
         )
-        grads = zip((dx, dgamma, dbeta, dz if relu else dy), ctx.dtypes, ctx.needs_grad[:4], strict=True)
+        grads = zip((dx, dgamma, dbeta, dz), ctx.dtypes, ctx.needs_grad[:4], strict=True)
         return *(_narrow(d, dtype) if needed else None for d, dtype, needed in grads), None, None
 
 
@@ -139,7 +141,9 @@ def _check(shape: tuple[int, ...], input: Tensor, training: bool, **per_channel:
     for name, t in per_channel.items():
         if t is not None and t.shape != (c,):
             raise ValueError(f"batch_norm: {name} has shape {t.shape}, input {shape} needs ({c},)")
-        if t is not None and {t.dtype.name, input.dtype.name} == {"float32", "float64"}:
+        if t is None or t.dtype == input.dtype:
+            continue
+        if {t.dtype.name, input.dtype.name} == {"float32", "float64"}:
             raise TypeError(f"batch_norm: input is {input.dtype} and {name} {t.dtype}; convert one with .to(dtype)")
     if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
         raise ValueError("batch_norm: running_mean and running_var must be given together, or neither")

@@ -29,6 +29,8 @@ Pair = tuple[int, int]
 
 
 class Conv2d(Function):
+    fresh = True
+
     @staticmethod
     def forward(ctx, x, w, b, *, stride: Pair, padding: Pair, dilation: Pair, groups: int):
         ctx.save_for_backward(x, w)
@@ -40,8 +42,9 @@ class Conv2d(Function):
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_for_backward
-        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
         dw = run("conv2d_wgrad", x, dy, **ctx.params, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
+        # Last, so that dx is still in the cache when the op before reads it.
+        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
         db = sum_axes(dy, (0, 2, 3)) if ctx.needs_grad[2] else None
         return dx, dw, db
 
