@@ -37,8 +37,8 @@ class Vector(types.Type):
 
     def llvm(self) -> ir.VectorType:
         """As LLVM calls it."""
-        kinds = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.boolean: ir.IntType(1)}
-        return ir.VectorType(kinds[self.dtype], self.lanes)
+        kinds = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: ir.IntType(32)}
+        return ir.VectorType(kinds.get(self.dtype, ir.IntType(1)), self.lanes)
 
 
 @register_model(Vector)
@@ -93,6 +93,24 @@ def splat(typing_context, number, lanes, dtype):
 
 
 @intrinsic
+def total(typing_context, vector):
+    """The sum of its numbers, halves first."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        value, count, index = args[0], vector.lanes, ir.IntType(32)
+        while count > 1:
+            count //= 2
+            halves = [
+                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(index, count), list(range(at, at + count))))
+                for at in (0, count)
+            ]
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, ir.Constant(index, 0))
+
+    return vector.dtype(vector), emit
+
+
+@intrinsic
 def widen(typing_context, vector):
     """The same numbers in float64."""
     wide = Vector(types.float64, vector.lanes)
@@ -128,13 +146,21 @@ def _define(function: Any, make: Any, result: Any) -> None:
         return make(builder, *args)
 
 
+def _compare(symbol: str) -> Any:
+    """False where one side is a NaN; but for a NaN `a != a` is true."""
+    floats = ir.IRBuilder.fcmp_unordered if symbol == "!=" else ir.IRBuilder.fcmp_ordered
+
+    def make(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+        whole = isinstance(a.type.element, ir.IntType)
+        return builder.icmp_signed(symbol, a, b) if whole else floats(builder, symbol, a, b)
+
+    return make
+
+
 _CONTRACT = ("contract",)  # a product with a sum behind it becomes one fused instruction
 _define(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_CONTRACT), lambda kind: kind)
 _define(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_CONTRACT), lambda kind: kind)
 _define(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_CONTRACT), lambda kind: kind)
-for _function, _symbol in ((operator.gt, ">"), (operator.le, "<=")):  # false where one side is a NaN
-    _define(
-        _function,
-        lambda builder, a, b, symbol=_symbol: builder.fcmp_ordered(symbol, a, b),
-        lambda kind: Vector(types.boolean, kind.lanes),
-    )
+_define(operator.or_, lambda builder, a, b: builder.or_(a, b), lambda kind: kind)  # of truth values
+for _function, _symbol in ((operator.gt, ">"), (operator.le, "<="), (operator.eq, "=="), (operator.ne, "!=")):
+    _define(_function, _compare(_symbol), lambda kind: Vector(types.boolean, kind.lanes))
