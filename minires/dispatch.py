@@ -17,10 +17,11 @@ _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 
 
 class _State(threading.local):
-    """What this thread entered: kernels chosen by hand, whether to measure, who watches."""
+    """What this thread entered: kernels chosen by hand, only exact ones, whether to measure, who watches."""
 
     def __init__(self) -> None:
         self.chosen: dict[str, str] = {}
+        self.exact = False
         self.autotune = False
         self.observers: list[Callable[[Any], None]] = []
 
@@ -42,14 +43,18 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 def select(problem: str, *arrays: Any, **params: Any) -> Any:
     """The kernel that `run` would use: chosen by hand, else measured (`autotune`), else of the highest rank."""
     device = device_of(*arrays).type
-    candidates = [k for k in registry.kernels(problem, device) if k.takes(*arrays, **params)]
+    candidates = [
+        k for k in registry.kernels(problem, device) if (k.exact or not _state.exact) and k.takes(*arrays, **params)
+    ]
     if not candidates:
         dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
         raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
-    if problem in _state.chosen:
-        return _named(problem, _state.chosen[problem], candidates)
+    name = _state.chosen.get(problem)
+    if name is not None and not (_state.exact and _is_inexact(problem, name)):
+        return _named(problem, name, candidates)
     if _state.autotune or _measured:
-        key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(params))
+        settings = params | {"exact": True} if _state.exact else params
+        key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(settings))
         if _state.autotune and _measured.get(key) not in candidates:
             rivals = [k for k in candidates if k.step > 0] or candidates  # the definition may take minutes
             _measured[key] = min(rivals, key=lambda k: _time(k, arrays, params))
@@ -73,6 +78,20 @@ def use_kernels(**choice: str) -> Iterator[None]:
         yield
     finally:
         _state.chosen = saved
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Within it, in this thread, only kernels whose outputs are plain sums of their own products run.
+
+    Winograd convolutions, which are faster but round more and spread one Inf over a tile, are left out, even where
+    `use_kernels` chose them. AnomalyHook and find_anomaly enter it.
+    """
+    saved, _state.exact = _state.exact, True
+    try:
+        yield
+    finally:
+        _state.exact = saved
 
 
 @contextlib.contextmanager
@@ -111,6 +130,10 @@ def observe(callback: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         _state.observers.remove(callback)
+
+
+def _is_inexact(problem: str, name: str) -> bool:
+    return any(k.name == name and not k.exact for k in registry.kernels(problem))
 
 
 def _named(problem: str, name: str, candidates: list[Any]) -> Any:

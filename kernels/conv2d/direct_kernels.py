@@ -32,7 +32,7 @@ _VECTOR_BYTES = simd().vector_bytes
 _PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
 
 
-def _fprop_supports(x, w, *, stride, padding, dilation, groups):
+def fprop_supports(x, w, *, stride, padding, dilation, groups):
     return groups == 1 and dilation[1] == 1 and w.shape[0] % lanes(x.dtype) == 0
 
 
@@ -52,7 +52,7 @@ def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return groups == 1 and dilation[1] == 1 and dy.shape[1] % lanes(x.dtype) == 0
 
 
-@kernel(CONV2D_FPROP, device="cpu", step=4, supports=_fprop_supports, note="no patches: tiles read the padded rows")
+@kernel(CONV2D_FPROP, device="cpu", step=4, supports=fprop_supports, note="no patches: tiles read the padded rows")
 def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
     x = to_nhwc(x)
     y, memory = empty_nhwc(
