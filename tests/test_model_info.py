@@ -32,7 +32,7 @@ def test_multiply_adds_are_the_papers(name, giga):
 
 
 def test_saved_bytes_count_each_array_once():
-    """conv1 keeps the images; bn1 conv1's output and its own output (the mask of the ReLU), which conv2 keeps too."""
+    """conv1 keeps the images, bn1 conv1's output (which tells the mask of the ReLU too), conv2 bn1's output."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -51,8 +51,8 @@ def test_saved_bytes_count_each_array_once():
     rows = {row.name: row for row in found.rows}
     image, activation = 4 * 2 * 3 * 64, 4 * 2 * 4 * 64
     assert rows["conv1"].saved_bytes == image
-    assert 2 * activation <= rows["bn1"].saved_bytes <= 2 * activation + 4 * 4 * 4  # and some vectors of 4 channels
-    assert rows["conv2"].saved_bytes == 0
+    for name in ("bn1", "conv2"):  # and some vectors of 4 channels, each from the start of a cache line on
+        assert activation <= rows[name].saved_bytes <= activation + 4 * (4 * 4 + 64)
     assert rows["conv2"].macs == 2 * 64 * 4 * 5
     assert rows["unused"].parameters == 6 and rows["unused"].output_shape == ()
     assert found.parameters == sum(p.array.size for p in net.parameters())

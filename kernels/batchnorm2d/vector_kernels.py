@@ -181,7 +181,7 @@ def _statistics(x, c, group, partial):
 
 @njit()
 def _block_statistics(x, pixels, c, group, out):
-    """Sums of d and d² of every column into out (2, length), d = x - the channel's number in the first of the pixels."""
+    """Sums of d and d² of every column into out (2, length), d = x - the first of the pixels, channel by channel."""
     out[:] = 0
     shift = np.empty(x.shape[1], x.dtype)
     for l in range(shift.size):

@@ -61,10 +61,10 @@ def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
 
 
 def _finished(y, b, z, relu):
-    """y, overwritten by act(y + b (+ z))."""
+    """act(y + b (+ z)), over y where it lies channels-last."""
     memory = to_nhwc(y)
     _finish(memory, b.copy(), memory if z is None else to_nhwc(z), z is not None, relu)
-    return y
+    return memory.transpose(0, 3, 1, 2)
 
 
 @njit(parallel=True)

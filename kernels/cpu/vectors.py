@@ -101,7 +101,9 @@ def total(typing_context, vector):
         while count > 1:
             count //= 2
             halves = [
-                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(index, count), list(range(at, at + count))))
+                builder.shuffle_vector(
+                    value, value, ir.Constant(ir.VectorType(index, count), list(range(at, at + count)))
+                )
                 for at in (0, count)
             ]
             value = builder.fadd(*halves)

@@ -6,7 +6,8 @@ x, z (N, C, H, W); gamma, beta (C,). In training mean and var are those of x ove
 is sum (x - mean)² / m), and the running statistics move towards them; in evaluation the running ones are used.
 
 Saved for backward: x, gamma, beta, mean, inv_std, and y where a ReLU follows a residual (only its sign is read, but the
-next op keeps y anyway; without a residual x tells the sign). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
+next op keeps y anyway; without a residual x tells the sign). With g = dy where y > 0 (all of dy without ReLU) and
+sums over N, H, W:
 
     dbeta = sum g      dgamma = sum g * x_hat      dz = g
 

@@ -66,6 +66,14 @@ def conv2d(
     """
     if input.ndim == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    input, settings = checked(input, weight, bias, stride, padding, dilation, groups)
+    return Conv2d.apply(input, weight, bias, **settings)
+
+
+def checked(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The input, padded where "same" is uneven, and the settings as the kernels take them; ValueError as in conv2d."""
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     _check(input, weight, bias, stride, dilation, groups)
     if isinstance(padding, str):
@@ -76,7 +84,7 @@ def conv2d(
             raise ValueError(
                 f"conv2d: a filter of {taps} taps with dilation {d} does not fit into {size} pixels padded by {a}"
             )
-    return Conv2d.apply(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return input, dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def pair(value: Any, name: str, least: int = 1) -> Pair:
