@@ -37,9 +37,9 @@ def test_saved_bytes_count_each_array_once():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-            self.bn1 = nn.BatchNorm2d(4)
-            self.conv2 = nn.Conv2d(4, 5, 1)
+            self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(16)
+            self.conv2 = nn.Conv2d(16, 5, 1)
             self.unused = nn.Linear(2, 2)
 
         def forward(self, x):
@@ -49,11 +49,11 @@ def test_saved_bytes_count_each_array_once():
     before = {key: value.array.copy() for key, value in net.state_dict().items()}
     found = describe(net, input_shape=(2, 3, 8, 8))
     rows = {row.name: row for row in found.rows}
-    image, activation = 4 * 2 * 3 * 64, 4 * 2 * 4 * 64
+    image, activation = 4 * 2 * 3 * 64, 4 * 2 * 16 * 64
     assert rows["conv1"].saved_bytes == image
-    for name in ("bn1", "conv2"):  # and some vectors of 4 channels, each from the start of a cache line on
-        assert activation <= rows[name].saved_bytes <= activation + 4 * (4 * 4 + 64)
-    assert rows["conv2"].macs == 2 * 64 * 4 * 5
+    for name in ("bn1", "conv2"):  # and vectors of 16 channels, each array from the start of a cache line on
+        assert activation <= rows[name].saved_bytes <= activation + 4 * (4 * 16 + 64)
+    assert rows["conv2"].macs == 2 * 64 * 16 * 5
     assert rows["unused"].parameters == 6 and rows["unused"].output_shape == ()
     assert found.parameters == sum(p.array.size for p in net.parameters())
     assert found.saved_bytes == sum(row.saved_bytes for row in found.rows)

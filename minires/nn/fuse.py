@@ -92,10 +92,11 @@ def _pairs(module: Module) -> Iterator[tuple[str, str]]:
 
 def _folded(conv: Conv2d, bn: BatchNorm2d) -> tuple[Any, Any]:
     """Weight and bias in float64."""
-    w, b, gamma, beta, mean, var = (
-        None if t is None else to_device(t.array, CPU).astype(np.float64)
-        for t in (conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    )
-    scale = (1.0 if gamma is None else gamma) / np.sqrt(var + bn.eps)
-    shift = (0.0 if beta is None else beta) + ((0.0 if b is None else b) - mean) * scale
-    return w * scale[:, None, None, None], shift
+    w, mean, var = (_wide(t, 0) for t in (conv.weight, bn.running_mean, bn.running_var))
+    scale = _wide(bn.weight, 1) / np.sqrt(var + bn.eps)
+    return w * scale[:, None, None, None], _wide(bn.bias, 0) + (_wide(conv.bias, 0) - mean) * scale
+
+
+def _wide(t: Tensor | None, absent: float) -> Any:
+    """The values in float64; what stands for them where there are none."""
+    return absent if t is None else to_device(t.array, CPU).astype(np.float64)
