@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .cpu.jit import get_num_threads, set_num_threads
-from .memory import fill_poison, is_poison, poisoned
+from .memory import fill_poison, is_float, is_poison, poisoned
 from .registry import Case, Kernel, Problem
 
 DTYPES = ("float32", "float64")
+HALVES = ("float16", "bfloat16")  # checked where a kernel names them
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
 
@@ -83,9 +85,14 @@ def check(
     return Result(kernel, case, dtype, layout, float("nan"), failure, detail)
 
 
+def dtypes_of(kernel: Kernel) -> tuple[str, ...]:
+    """The dtypes that a kernel is checked in."""
+    return DTYPES if kernel.dtypes == ("any",) else kernel.dtypes
+
+
 def check_case(kernel: Kernel, case: Case, seed: int = 0) -> Iterator[Result]:
     """Check `kernel` on one case in every dtype and layout that it takes; nothing where it does not take the case."""
-    for dtype in DTYPES:
+    for dtype in dtypes_of(kernel):
         trial = Trial(kernel.problem, case, dtype, seed)
         if trial.suits(kernel):
             for layout in LAYOUTS:
@@ -183,10 +190,10 @@ class Trial:
         if integral:
             error, allowed = (y != want).astype(float), 0.0
         else:
-            allowed, limits = error_factor, np.finfo(self.dtype)
+            allowed, limits, y = error_factor, ml_dtypes.finfo(self.dtype), y.astype(np.float64)
             with np.errstate(all="ignore"):
                 # A product that underflows is off by the least subnormal number, eps * tiny; an exact output never is.
-                units = limits.eps * (scale + np.where(scale > 0, limits.tiny, 0))
+                units = float(limits.eps) * (scale + np.where(scale > 0, float(limits.tiny), 0))
                 error = np.abs(y - want) / np.broadcast_to(units, want.shape)
             # Where they are equal the quotient may be 0/0 (the scale says that the value is exact) or inf - inf.
             error = np.where((y == want) | (np.isnan(want) & np.isnan(y)), 0.0, error)
@@ -280,7 +287,7 @@ def _same_signature(kernel: Kernel) -> None:
 
 def _stir_heap(trial: Trial) -> None:
     """Leave poison in the memory that an output probably gets next, for kernels that use np.empty."""
-    waste = [np.zeros(y.shape, trial.dtype if y.dtype.kind == "f" else y.dtype) for y in trial.wanted if y is not None]
+    waste = [np.zeros(y.shape, trial.dtype if is_float(y.dtype) else y.dtype) for y in trial.wanted if y is not None]
     for array in waste:
         fill_poison(array)
 
@@ -289,12 +296,12 @@ def _keeps_nan(kernel: Kernel, trial: Trial, layout: str) -> None:
     """A NaN in the first argument shows wherever the definition has it. One in another argument shows somewhere: the
     definition also has it where only a padding zero met it, and a kernel may leave those products out."""
     for i, (name, a) in enumerate(trial.arrays.items()):
-        if a is None or a.dtype.kind != "f" or not a.size:
+        if a is None or not is_float(a.dtype) or not a.size:
             continue
         arrays = trial.arrays | {name: a.copy()}
         arrays[name].flat[a.size // 2] = np.nan
         got, wanted = trial.run(kernel, layout, arrays), trial.define(arrays)
-        pairs = [(y, np.isnan(w)) for y, w in zip(got, wanted, strict=True) if w is not None and w.dtype.kind == "f"]
+        pairs = [(y, np.isnan(w)) for y, w in zip(got, wanted, strict=True) if w is not None and is_float(w.dtype)]
         if i > 0 and any(np.isnan(y).any() for y, _ in pairs):
             continue
         for y, should in pairs:
@@ -304,11 +311,11 @@ def _keeps_nan(kernel: Kernel, trial: Trial, layout: str) -> None:
 
 
 def _same_bits(a: Any, b: Any) -> bool:
-    return a is b or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return a is b or np.array_equal(a, b, equal_nan=is_float(a.dtype))
 
 
 def _cast(a: Any, dtype: str) -> Any:
-    return a if a is None or a.dtype.kind != "f" else a.astype(dtype)
+    return a if a is None or not is_float(a.dtype) else a.astype(dtype)
 
 
 def _as_tuple(outputs: Any) -> tuple:

@@ -11,12 +11,13 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 _poison = False
 _LINE = 64  # bytes; a vector that lies across two lines is loaded at half the speed
-_PATTERNS = {4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
+_PATTERNS = {2: 0x7FE1, 4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 copies = 0  # how many activations had to be copied into channels-last order; 0 in a network that is all ours
 
@@ -36,18 +37,33 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 
 
-def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An uninitialised C-order array, from the start of a cache line on; inside `poisoned()` full of a marked NaN, or the least integer."""
-    memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + _LINE, np.uint8)
-    array = np.ndarray(shape, dtype, memory, -memory.__array_interface__["data"][0] % _LINE)
+def namespace(array: Any) -> Any:
+    """numpy, or cupy for an array of its own; never imports CuPy to find out."""
+    return sys.modules["cupy"] if type(array).__module__.partition(".")[0] == "cupy" else np
+
+
+def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
+    """An uninitialised C-order array, on the device of `like`; on the CPU it begins at a cache line. Inside
+    `poisoned()` it is full of a marked NaN, or of the least integer."""
+    xp = namespace(like)
+    if xp is np:
+        memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + _LINE, np.uint8)
+        array = np.ndarray(shape, dtype, memory, -memory.__array_interface__["data"][0] % _LINE)
+    else:
+        array = xp.empty(shape, dtype)
     if _poison:
         fill_poison(array)
     return array
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is float16, bfloat16 (which NumPy takes for bytes), float32 or float64."""
+    return (dtype.kind == "f" and dtype.itemsize in _PATTERNS) or dtype.name == "bfloat16"
+
+
 def fill_poison(array: np.ndarray) -> None:
     """Overwrite every element with the mark of what was never written; arrays other than float and signed stay."""
-    if array.dtype.kind == "f" and array.itemsize in _PATTERNS:
+    if is_float(array.dtype):
         array.view(f"u{array.itemsize}").fill(_PATTERNS[array.itemsize])
     elif array.dtype.kind == "i":
         array.fill(np.iinfo(array.dtype).min)
@@ -55,7 +71,7 @@ def fill_poison(array: np.ndarray) -> None:
 
 def is_poison(array: np.ndarray) -> np.ndarray:
     """Which elements still carry the mark, or were computed from one that did (a NaN hands its payload on)."""
-    if array.dtype.kind == "f" and array.itemsize in _PATTERNS:
+    if is_float(array.dtype):
         bits = np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
         return bits & ((1 << 8 * array.itemsize - 1) - 1) == _PATTERNS[array.itemsize]
     if array.dtype.kind == "i":
@@ -74,17 +90,23 @@ def poisoned() -> Iterator[None]:
         _poison = saved
 
 
-def to_nhwc(x: np.ndarray) -> np.ndarray:
+def to_nhwc(x: Any) -> Any:
     """A logical NCHW array as a C-contiguous (N, H, W, C) array: a view if it lies channels-last, else one copy."""
     global copies
     view = x.transpose(0, 2, 3, 1)
     if view.flags.c_contiguous:
         return view
     copies += 1
-    return np.ascontiguousarray(view)
+    return namespace(x).ascontiguousarray(view)
 
 
-def empty_nhwc(n: int, c: int, h: int, w: int, dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A new activation: (its logical NCHW view, the (N, H, W, C) memory to write into)."""
-    memory = empty((n, h, w, c), dtype)
+def empty_nhwc(n: int, c: int, h: int, w: int, dtype, like: Any = None) -> tuple[Any, Any]:
+    """A new activation, on the device of `like`: (its logical NCHW view, the (N, H, W, C) memory to write into)."""
+    memory = empty((n, h, w, c), dtype, like)
     return memory.transpose(0, 3, 1, 2), memory
+
+
+def dense_order(a: Any) -> tuple[int, ...] | None:
+    """The order of axes in which `a` is one run of memory; None where it has gaps or overlaps."""
+    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+    return order if a.transpose(order).flags.c_contiguous else None

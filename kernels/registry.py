@@ -164,11 +164,18 @@ def forget(problem: str, name: str) -> None:
 
 
 def load_file(path: str | Path) -> tuple[Kernel, ...]:
-    """Run a Python file outside the tree that registers kernels, and return what it added to the table.
+    """Run a file outside the tree that registers kernels, and return what it added to the table.
 
-    Raises FileNotFoundError, ImportError naming what went wrong in the file, or ValueError where it adds no kernel.
+    A Python file, or a .cu file with a header (`cuda/own.py`). Raises FileNotFoundError, ImportError naming what went
+    wrong in the file, or ValueError where it adds no kernel.
     """
     path = Path(path)
+    if path.suffix == ".cu":
+        from .cuda import own
+
+        before = set(_KERNELS)
+        own.load(path)
+        return tuple(entry for key, entry in _KERNELS.items() if key not in before)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     name = f"minires_kernels_from_{path.stem}_{len(_KERNELS)}"

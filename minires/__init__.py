@@ -116,7 +116,7 @@ _LAZY = {
     "set_num_threads": ".kernels.cpu.jit",
     "get_num_threads": ".kernels.cpu.jit",
     "save": ".serialization",
-    "load": ".serialization",
+    "load": ".interop",
 }
 
 

@@ -56,14 +56,40 @@ def device_of(*arrays: Any) -> Device:
 
 
 def array_module(device: Device) -> ModuleType:
-    """numpy or cupy. RuntimeError says what to install where CuPy or a GPU is missing."""
+    """numpy or cupy. RuntimeError says what is missing for a GPU, and what to do about it."""
     if device.type == "cpu":
         return np
     if importlib.util.find_spec("cupy") is None:
-        raise RuntimeError(f"device {device} needs CuPy, which is not installed: pip install cupy-cuda13x")
-    if not cuda.is_available():
-        raise RuntimeError(f"device {device} needs an NVIDIA GPU with its driver, and CuPy finds none; use 'cpu'")
-    return importlib.import_module("cupy")
+        raise RuntimeError(f"device {device} needs CuPy, which is not installed: pip install 'minires[cuda]'")
+    cupy, missing = _cupy()
+    if missing:
+        raise RuntimeError(f"device {device} needs {missing}")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if device.index is not None and device.index >= count:
+        raise RuntimeError(f"device {device} needs more GPUs than the {count} that there are: use 'cuda:{count - 1}'")
+    return cupy
+
+
+def _cupy() -> tuple[Any, str]:
+    """CuPy, which is installed, and what it lacks to use a GPU, with the remedy: "" where nothing is missing."""
+    try:
+        cupy = importlib.import_module("cupy")
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        return None, f"CuPy, which cannot be imported ({_first_line(error)}): pip install 'minires[cuda]'"
+    except Exception as error:  # CUDARuntimeError, which exists only in CuPy
+        return None, f"an NVIDIA GPU with its driver, and CuPy finds none ({_first_line(error)}); use 'cpu'"
+    if not count:
+        return None, "an NVIDIA GPU with its driver, and CuPy finds none; use 'cpu'"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # DynamicLibNotFoundError, or what the loader raises
+        return None, f"NVRTC to compile its kernels ({type(error).__name__}): pip install 'minires[cuda]'"
+    return cupy, ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def namespace_of(*arrays: Any) -> ModuleType:
@@ -86,10 +112,5 @@ class cuda:
 
     @staticmethod
     def is_available() -> bool:
-        """True where CuPy is installed and finds a GPU."""
-        if importlib.util.find_spec("cupy") is None:
-            return False
-        try:
-            return importlib.import_module("cupy").cuda.runtime.getDeviceCount() > 0
-        except Exception:  # cupy raises its own CUDARuntimeError, or ImportError where a CUDA library is missing
-            return False
+        """True where CuPy is installed, finds a GPU, and can compile for it."""
+        return importlib.util.find_spec("cupy") is not None and not _cupy()[1]

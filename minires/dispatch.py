@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
 from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 
+from . import tuning
 from .device import device_of
 
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
@@ -57,7 +57,7 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
         key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(settings))
         if _state.autotune and _measured.get(key) not in candidates:
             rivals = [k for k in candidates if k.step > 0] or candidates  # the definition may take minutes
-            _measured[key] = min(rivals, key=lambda k: _time(k, arrays, params))
+            _measured[key] = tuning.fastest(key, rivals, arrays, params)
         if _measured.get(key) in candidates:
             return _measured[key]
     return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
@@ -113,7 +113,10 @@ def exact() -> Iterator[None]:
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest."""
+    """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest.
+
+    What was measured stays for the process, also after it, and on disk for later ones (`minires.tuning`).
+    """
     saved, _state.autotune = _state.autotune, True
     try:
         yield
@@ -158,18 +161,6 @@ def _named(problem: str, name: str, candidates: list[Any]) -> Any:
         if k.name == name:
             return k
     raise NotImplementedError(f"kernel {name!r}, chosen for {problem}, does not take these inputs")
-
-
-def _time(kernel: Any, arrays: tuple, params: dict, repeats: int = 3) -> float:
-    if kernel.problem.writes:  # do not let a trial change what the caller passed
-        arrays = tuple(None if a is None else a.copy() for a in arrays)
-    kernel(*arrays, **params)  # compiles
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        kernel(*arrays, **params)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _frozen(params: dict) -> tuple:

@@ -4,18 +4,20 @@ import minires.kernels  # noqa: F401  (registers)
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.checking import DTYPES, Trial, check_case
+from minires.kernels.checking import DTYPES, HALVES, Trial, check_case, dtypes_of
 from minires.kernels.cpu.jit import get_num_threads, set_num_threads
 
 TRIALS = {
-    problem.name: [Trial(problem, case, dtype) for case in problem.cases if "test" in case.tags for dtype in DTYPES]
+    problem.name: [
+        Trial(problem, case, dtype) for case in problem.cases if "test" in case.tags for dtype in (*DTYPES, *HALVES)
+    ]
     for problem in registry.problems()
 }
 
 
 def _taken(kernel):
-    """The trials whose case and dtype the kernel takes."""
-    return [t for t in TRIALS[kernel.problem.name] if t.suits(kernel)]
+    """The trials whose case and dtype the kernel is checked in."""
+    return [t for t in TRIALS[kernel.problem.name] if t.dtype in dtypes_of(kernel) and t.suits(kernel)]
 
 
 PAIRS = [
@@ -32,8 +34,7 @@ def test_kernel_is_right(kernel, case):
 @pytest.mark.parametrize("kernel", registry.kernels(), ids=lambda k: f"{k.problem.name}-{k.name}")
 def test_kernel_takes_a_case_in_every_dtype_that_it_names(kernel):
     """Nothing is left out above in silence: a kernel that takes no case would not be tested at all."""
-    named = DTYPES if kernel.dtypes == ("any",) else kernel.dtypes
-    assert {t.dtype for t in _taken(kernel)} == set(named)
+    assert {t.dtype for t in _taken(kernel)} == set(dtypes_of(kernel))
 
 
 @pytest.mark.parametrize("problem", registry.problems(), ids=lambda p: p.name)

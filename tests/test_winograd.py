@@ -9,7 +9,7 @@ from minires.kernels.conv2d import winograd, winograd_wgrad
 from minires.kernels.cpu.transforms import combine
 
 import minires
-from minires import dispatch
+from minires import dispatch, tuning
 from minires.hooks import AnomalyError, AnomalyHook, TraceHook, find_anomaly
 
 CONV = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
@@ -82,7 +82,7 @@ def test_dispatch_prefers_it_and_exact_leaves_it_out():
 
 def test_autotune_measures_exact_kernels_apart(monkeypatch):
     monkeypatch.setattr(dispatch, "_measured", {})
-    monkeypatch.setattr(dispatch, "_time", lambda kernel, arrays, params: kernel.exact)  # the inexact ones are faster
+    monkeypatch.setattr(tuning, "fastest", lambda key, rivals, *_: min(rivals, key=lambda k: k.exact))
     x, w = (_numbers(1, 16, 5, 5).astype(np.float32), _numbers(16, 16, 3, 3).astype(np.float32))
     with minires.autotune():
         assert not dispatch.select("conv2d_fprop", x, w, **CONV).exact
@@ -136,3 +136,30 @@ def test_rounding_error_of_all_three_directions(c, size):
             wanted = dispatch.run(problem, *(a.astype(np.float64) for a in singles), **CONV, **more)
         got = _kernel(problem, f"{problem[-5:]}_winograd")(*singles, **CONV, **more)
         assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted), problem
+
+
+@pytest.mark.parametrize(
+    "c, k, size, taps, stride, name",
+    [
+        (3, 16, 32, 3, 1, "fprop_direct_tile"),  # a stem: most of its channels would be zeros
+        (16, 16, 32, 3, 1, "fprop_winograd"),
+        (100, 20, 9, 3, 1, "fprop_winograd"),
+        (16, 32, 32, 3, 2, "fprop_direct_tile"),
+        (64, 256, 14, 1, 1, "fprop_pointwise"),
+        (64, 101, 14, 1, 1, "fprop_im2col_tile"),
+    ],
+)
+def test_static_rule(c, k, size, taps, stride, name):
+    x, w = (np.zeros(shape, np.float32) for shape in ((2, c, size, size), (k, c, taps, taps)))
+    params = CONV | dict(stride=(stride, stride), padding=(taps // 2, taps // 2))
+    assert dispatch.select("conv2d_fprop", x, w, **params).name == name
+
+
+@pytest.mark.parametrize(
+    "c, k, size, taps, name",
+    [(512, 512, 7, 3, "wgrad_winograd"), (512, 2048, 7, 1, "wgrad_parts_tile"), (64, 256, 56, 1, "wgrad_direct_tile")],
+)
+def test_static_rule_of_weight_gradients(c, k, size, taps, name):
+    x, dy = (np.zeros((1, n, size, size), np.float32) for n in (c, k))
+    params = CONV | dict(padding=(taps // 2, taps // 2), kernel_hw=(taps, taps))
+    assert dispatch.select("conv2d_wgrad", x, dy, **params).name == name

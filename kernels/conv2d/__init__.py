@@ -2,10 +2,16 @@
 
 from . import (
     bias_act_kernels,
+    cuda_kernels,
+    cuda_tensor_cores,
+    cuda_vectorised,
     direct_kernels,
     numba_kernels,
     numpy_kernels,
+    packing,
+    pointwise_kernels,
     problem,
+    wgrad_kernels,
     winograd,
     winograd_kernels,
     winograd_wgrad,
@@ -13,10 +19,16 @@ from . import (
 
 __all__ = [
     "bias_act_kernels",
+    "cuda_kernels",
+    "cuda_tensor_cores",
+    "cuda_vectorised",
     "direct_kernels",
     "numba_kernels",
     "numpy_kernels",
+    "packing",
+    "pointwise_kernels",
     "problem",
+    "wgrad_kernels",
     "winograd",
     "winograd_kernels",
     "winograd_wgrad",

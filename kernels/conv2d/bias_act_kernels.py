@@ -11,9 +11,11 @@ from ..registry import kernel
 from . import winograd
 from .direct_kernels import fprop_direct_tile, fprop_supports
 from .numba_kernels import fprop_im2col_tile
+from .pointwise_kernels import fprop_pointwise
+from .pointwise_kernels import fprop_supports as pointwise_supports
 from .problem import CONV2D_BIAS_ACT
 from .winograd_kernels import fprop_supports as winograd_supports
-from .winograd_kernels import fprop_winograd
+from .winograd_kernels import fprop_winograd, rank
 
 
 def _direct_supports(x, w, b, z, *, relu, **params):
@@ -29,20 +31,34 @@ def _winograd_scale(x, w, b, z, *, relu, **params):
     return y if z is None else y + np.abs(z)
 
 
-@kernel(CONV2D_BIAS_ACT, device="cpu", step=2, note="fprop_im2col_tile, then one pass in place")
+def _pointwise_supports(x, w, b, z, *, relu, **params):
+    return pointwise_supports(x, w, **params)
+
+
+def _winograd_rank(x, w, b, z, **_):
+    return rank(x, w)
+
+
+@kernel(CONV2D_BIAS_ACT, device="cpu", step=3, note="fprop_im2col_tile, then one pass in place")
 def bias_act_im2col_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    return _finished(
-        fprop_im2col_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups), b, z, relu
-    )
+    y = fprop_im2col_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
 
 
 @kernel(
-    CONV2D_BIAS_ACT, device="cpu", step=3, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
+    CONV2D_BIAS_ACT, device="cpu", step=4, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
 )
 def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    return _finished(
-        fprop_direct_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups), b, z, relu
-    )
+    y = fprop_direct_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
+@kernel(
+    CONV2D_BIAS_ACT, device="cpu", step=5, supports=_pointwise_supports, note="fprop_pointwise, then one pass in place"
+)
+def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_pointwise(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
 
 
 @kernel(
@@ -50,8 +66,9 @@ def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu)
     device="cpu",
     step=5,
     supports=_winograd_supports,
+    rank=_winograd_rank,
     error_scale=_winograd_scale,
-    error_factor=4.0,
+    error_factor=4.0,  # as fprop_winograd's
     exact=False,
     note="fprop_winograd, then one pass in place",
 )

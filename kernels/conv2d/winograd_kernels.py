@@ -25,13 +25,14 @@ from ..cpu.transforms import transform_2d
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from . import winograd
+from .packing import aligned, panel_width, read_taps
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 PLACES = winograd.PATCH**2
 INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
 transform = transform_2d((winograd.INPUT, winograd.FILTER, winograd.OUTPUT, winograd.UPSTREAM, winograd.GRADIENT))
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
-_VECTOR_BYTES, _LINE = simd().vector_bytes, 64
+_VECTOR_BYTES = simd().vector_bytes
 _CACHE_BYTES = 1 << 20  # what V and M of a block of tiles may take
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 64  # channels of such a part
@@ -45,18 +46,30 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
     return winograd.supports(w.shape[2:], stride, dilation, groups)
 
 
+def rank(x, w, **_):
+    """Not where most of the vectors would be zeros (a stem's 3 channels)."""
+    return rank_of_channels(w.shape[0], w.shape[1], x.dtype)
+
+
+def rank_of_channels(k, c, dtype):
+    """5, the step of these kernels, or less than the direct kernels' 4 where whole vectors are twice what there is."""
+    n = lanes(dtype)
+    return 5.0 if -(-k // n) * -(-c // n) * n * n <= 2 * k * c else 3.2
+
+
 @kernel(
     CONV2D_FPROP,
     device="cpu",
     step=5,
     supports=fprop_supports,
+    rank=rank,
     error_scale=winograd.fprop_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
     note="Winograd F(4x4, 3x3): a quarter of the products",
 )
 def fprop_winograd(x, w, *, stride, padding, dilation, groups):
-    return convolve(x, w, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+    return _convolve(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
 @kernel(
@@ -64,40 +77,38 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     device="cpu",
     step=5,
     supports=_dgrad_supports,
+    rank=rank,
     error_scale=winograd.dgrad_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
     note="Winograd F(4x4, 3x3) over dy, the filter turned round",
 )
 def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
-    turned = w.swapaxes(0, 1)[:, :, ::-1, ::-1]
-    return convolve(dy, turned, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
+    return _convolve(dy, w, True, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
 
 
-def convolve(x, w, padding, hw):
-    """x (N, C, H, W), w (K, C, 3, 3) -> (N, K, *hw). Negative padding leaves out what is at the border."""
-    dtype, k = x.dtype, w.shape[0]
-    x, w = with_whole_vectors(to_nhwc(x), 3), with_whole_vectors(with_whole_vectors(w, 0), 1)
-    (n, _, _, c), wide = x.shape, w.shape[0]
+def _convolve(x, w, turned, padding, hw):
+    """x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw).
+
+    Negative padding leaves out what is at the border.
+    """
+    dtype, k = x.dtype, w.shape[1 if turned else 0]
+    x = with_whole_vectors(to_nhwc(x), 3)
+    w = np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
+    (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
     y, memory = empty_nhwc(n, wide, *hw, dtype)
     width = panel_width(wide, dtype)
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
         block = max(16, min(128, _CACHE_BYTES // (PLACES * (c + width) * dtype.itemsize) // 16 * 16))
-        panels = np.empty((wide // width, PLACES, c, width), dtype)
-        _transform_filters(w, panels)
-        _by_tiles(x, panels, memory, padding, tiles, block)
+        panels = np.empty((wide // width, PLACES, plane(c, width)), dtype)
+        _transform_filters(w, turned, panels, width)
+        _by_tiles(x, panels, memory, padding, tiles, block, width)
     else:
-        block = 64
         v = np.empty((PLACES, plane(tiles, c)), dtype)
         _transform_patches(x, v, memory, padding, tiles)
-        _by_filters(w, v, memory, tiles, block, width)
-    return y if wide == k else y[:, :k]
-
-
-def panel_width(k, dtype):
-    """Channels of a panel of filters: two vectors where they divide k, else one."""
-    return lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
+        _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width)
+    return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 def with_whole_vectors(a, axis):
@@ -108,39 +119,33 @@ def with_whole_vectors(a, axis):
     return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
 
 
-def plane(tiles, channels):
-    """Numbers between the planes of V: no multiple of 4096 bytes, where all 36 would meet in the same cache sets."""
-    return -(-tiles // 16) * 16 * channels + 16
-
-
 @njit(inline=True)
-def aligned(n, like):
-    """n uninitialised numbers of the dtype of `like`, from the start of a cache line."""
-    numbers = _LINE // like.itemsize
-    memory = np.empty(n + numbers, like.dtype)
-    first = (-memory.ctypes.data % _LINE) // like.itemsize
-    return memory[first : first + n]
+def plane(rows, columns):
+    """Numbers between the 36 planes of a transformed array, in whole register tiles.
+
+    A multiple of 4096 bytes would put all 36 places into one set of the first-level cache.
+    """
+    return (rows + 15) // 16 * 16 * columns + 16
 
 
 @njit(parallel=True)
-def _transform_filters(w, panels):
+def _transform_filters(w, turned, panels, width):
+    n = w.shape[0 if turned else 1]
     for j in prange(panels.shape[0]):
-        _filters(w, np.int64(j) * panels.shape[3], 0, panels[j])
+        _filters(w, turned, np.int64(j) * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
 
 
 @njit()
-def _filters(w, first_k, first_c, panel):
-    """panel (36, C', width) = the filters from first_k on, their channels from first_c on."""
-    _, c, width = panel.shape
-    taps = np.empty((_TAPS, _TAPS, width), w.dtype)
-    for i in range(c):
-        for l in range(width):
-            for r in range(_TAPS):
-                for s in range(_TAPS):
-                    taps[r, s, l] = w[first_k + l, first_c + i, r, s]
+def _filters(w, turned, output, width, first, n, u, u_plane):
+    """U for `width` filters from `output` on, and their n channels from `first` on."""
+    taps = aligned((n * _TAPS * _TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
+    read_taps(w, turned, output, first, n, width, taps)
+    start, step = (_TAPS * _TAPS - 1, -width) if turned else (0, width)
+    for i in range(n):
         transform(
-            taps.ctypes.data, _TAPS * width, width, 0, _TAPS, 0, _TAPS, 0,
-            panel.ctypes.data + i * width * w.itemsize, _PATCH * c * width, c * width, 0, _PATCH, 0, _PATCH, 0,
+            taps.ctypes.data + (i * _TAPS * _TAPS + start) * width * w.itemsize, _TAPS * step, step,
+            0, _TAPS, 0, _TAPS, 0,
+            u + i * width * w.itemsize, _PATCH * u_plane, u_plane, 0, _PATCH, 0, _PATCH, 0,
             width, FILTER, w.dtype,
         )  # fmt: skip
 
@@ -180,42 +185,41 @@ def _outputs(m, m_plane, y, channel, width, first, count):
 
 
 @njit()
-def _products(v, v_plane, v_row, panel, m, m_plane, count, accumulate):
-    """M (+)= V U for `count` tiles and one panel of filters; whole register tiles, so M has room for 15 rows more."""
-    _, c, width = panel.shape
+def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
+    """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
+    size = like.itemsize
     for e in range(PLACES):
-        u = panel.ctypes.data + e * c * width * panel.itemsize
-        a, out = v + e * v_plane * panel.itemsize, m + e * m_plane * panel.itemsize
-        if width * panel.itemsize > _VECTOR_BYTES:
+        a, b, out = v + e * v_plane * size, u + e * u_plane * size, m + e * m_plane * size
+        if width * size > _VECTOR_BYTES:
             for t in range(0, count, 8):
                 multiply_tile(
-                    a + t * v_row * panel.itemsize, v_row, 1, u, width,
-                    out + t * width * panel.itemsize, width, c, accumulate, 8, 2, panel.dtype,
+                    a + t * v_row * size, v_row, 1, b, width,
+                    out + t * width * size, width, c, accumulate, 8, 2, like.dtype,
                 )  # fmt: skip
         else:
             for t in range(0, count, 16):
                 multiply_tile(
-                    a + t * v_row * panel.itemsize, v_row, 1, u, width,
-                    out + t * width * panel.itemsize, width, c, accumulate, 16, 1, panel.dtype,
+                    a + t * v_row * size, v_row, 1, b, width,
+                    out + t * width * size, width, c, accumulate, 16, 1, like.dtype,
                 )  # fmt: skip
 
 
 @njit(parallel=True)
-def _by_tiles(x, panels, y, padding, tiles, block):
+def _by_tiles(x, panels, y, padding, tiles, block, width):
     for b in prange((tiles + block - 1) // block):
         first = np.int64(b) * block
-        _tile_block(x, panels, y, padding, first, min(block, tiles - first))
+        _tile_block(x, panels, y, padding, first, min(block, tiles - first), width)
 
 
 @njit()
-def _tile_block(x, panels, y, padding, first, count):
-    n_panels, _, c, width = panels.shape
-    room = (count + 15) // 16 * 16
-    v_plane, m_plane = room * c + 16, room * width + 16
+def _tile_block(x, panels, y, padding, first, count, width):
+    c = x.shape[3]
+    v_plane, m_plane = plane(count, c), plane(count, width)
     v, m = aligned(PLACES * v_plane, x), aligned(PLACES * m_plane, x)
     patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count)
-    for j in range(n_panels):
-        _products(v.ctypes.data, v_plane, c, panels[j], m.ctypes.data, m_plane, count, False)
+    for j in range(panels.shape[0]):
+        u = panels[j].ctypes.data
+        _products(v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, x)
         _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count)
 
 
@@ -228,22 +232,23 @@ def _transform_patches(x, v, y, padding, tiles):
 
 
 @njit(parallel=True)
-def _by_filters(w, v, y, tiles, block, width):
+def _by_filters(w, turned, v, y, tiles, block, width):
     blocks = (tiles + block - 1) // block
-    for task in prange(w.shape[0] // width * blocks):
+    for task in prange(y.shape[3] // width * blocks):
         j, b = divmod(np.int64(task), blocks)
-        _filter_panel(w, v, y, j * width, width, b * block, min(block, tiles - b * block))
+        _filter_panel(w, turned, v, y, j * width, width, b * block, min(block, tiles - b * block))
 
 
 @njit()
-def _filter_panel(w, v, y, channel, width, first, count):
-    c = w.shape[1]
-    m_plane = (count + 15) // 16 * 16 * width + 16
-    u, m = aligned(PLACES * _CHUNK * width, v), aligned(PLACES * m_plane, v)
+def _filter_panel(w, turned, v, y, channel, width, first, count):
+    c = w.shape[0 if turned else 1]
+    u_plane, m_plane = plane(_CHUNK, width), plane(count, width)
+    u, m = aligned(PLACES * u_plane, v), aligned(PLACES * m_plane, v)
     for start in range(0, c, _CHUNK):
         n = min(_CHUNK, c - start)
-        panel = u[: PLACES * n * width].reshape(PLACES, n, width)
-        _filters(w, channel, start, panel)
+        _filters(w, turned, channel, width, start, n, u.ctypes.data, u_plane)
         at = v.ctypes.data + (first * c + start) * v.itemsize
-        _products(at, v.shape[1], c, panel, m.ctypes.data, m_plane, count, start > 0)
+        _products(
+            at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, v
+        )  # fmt: skip
     _outputs(m.ctypes.data, m_plane, y, channel, width, first, count)

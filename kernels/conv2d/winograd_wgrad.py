@@ -21,15 +21,15 @@ from ..cpu.microkernel import multiply_tile
 from ..memory import to_nhwc
 from ..registry import kernel
 from . import winograd
+from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
 from .winograd_kernels import (
     GRADIENT,
     PLACES,
     UPSTREAM,
-    aligned,
-    panel_width,
     patches,
     plane,
+    rank_of_channels,
     transform,
     with_whole_vectors,
 )
@@ -47,11 +47,16 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return winograd.supports(kernel_hw, stride, dilation, groups) and dy.size > 0
 
 
+def _rank(x, dy, **_):
+    return rank_of_channels(dy.shape[1], x.shape[1], x.dtype)
+
+
 @kernel(
     CONV2D_WGRAD,
     device="cpu",
     step=5,
     supports=_supports,
+    rank=_rank,
     error_scale=winograd.wgrad_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
@@ -65,11 +70,10 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     dw = np.zeros((wide, deep, _TAPS, _TAPS), dtype)
     if deep * wide < _BY_FILTERS:
         block = max(16, min(128, _CACHE_BYTES // (PLACES * (deep + wide) * dtype.itemsize) // 16 * 16))
-        rows = -(-deep // 16) * 16
         blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
-        shares = min(blocks, max(4, min(16, _SHARES // (PLACES * rows * wide))))
-        du = np.empty((shares, PLACES, rows, wide), dtype)
+        shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
+        du = np.empty((shares, PLACES, plane(deep, wide)), dtype)
         _by_tiles(x, dy, du, padding, tiles, block, width)
         _sum_shares(du, dw, width)
     else:
@@ -100,38 +104,36 @@ def _upstream(dy, d, d_plane, first, count):
 
 
 @njit()
-def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate):
+def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, like):
     """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters."""
-    size = du.itemsize
+    size = like.itemsize
     for e in range(PLACES):
         for j in range(0, columns, width):
             b = d + (e * d_plane + j) * size
             for i in range(0, rows, 16):
-                a, out = v + (e * v_plane + i) * size, du.ctypes.data + (e * du_plane + i * columns + j) * size
+                a, out = v + (e * v_plane + i) * size, du + (e * du_plane + i * columns + j) * size
                 if width * size > _VECTOR_BYTES:
                     for half in range(0, 16 * size, 8 * size):
                         multiply_tile(
                             a + half, 1, v_row, b, d_row, out + half * columns, columns, count, accumulate,
-                            8, 2, du.dtype,
+                            8, 2, like.dtype,
                         )  # fmt: skip
                 else:
-                    multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, du.dtype)
+                    multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
 
 
 @njit()
 def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
     """Add dU, transformed back, to dw (K, C, 3, 3)."""
-    taps = np.empty((_TAPS, _TAPS, width), dw.dtype)
+    n, c = _TAPS * _TAPS, dw.shape[1]
+    taps = aligned(channels * n * width, dw)
     for i in range(channels):
         transform(
             du + i * du_row * dw.itemsize, _PATCH * du_plane, du_plane, 0, _PATCH, 0, _PATCH, 0,
-            taps.ctypes.data, _TAPS * width, width, 0, _TAPS, 0, _TAPS, 0,
+            taps.ctypes.data + i * n * width * dw.itemsize, _TAPS * width, width, 0, _TAPS, 0, _TAPS, 0,
             width, GRADIENT, dw.dtype,
         )  # fmt: skip
-        for l in range(width):
-            for r in range(_TAPS):
-                for s in range(_TAPS):
-                    dw[first_k + l, first_c + i, r, s] += taps[r, s, l]
+    add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)
 
 
 @njit(parallel=True)
@@ -145,15 +147,15 @@ def _by_tiles(x, dy, du, padding, tiles, block, width):
 @njit()
 def _share(x, dy, du, padding, tiles, block, first, last, width):
     c, k = x.shape[3], dy.shape[3]
-    v_plane, d_plane = block * c + 16, block * k + 16
+    v_plane, d_plane = plane(block, c), plane(block, k)
     v, d = aligned(PLACES * v_plane, x), aligned(PLACES * d_plane, x)
     for b in range(first, last):
         count = min(block, tiles - b * block)
         patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count)
         _upstream(dy, d.ctypes.data, d_plane, b * block, count)
         _products(
-            v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du, du.shape[1] * k, du.shape[1], k, width, count,
-            b > first,
+            v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du.ctypes.data, du.shape[1], c, k, width, count,
+            b > first, x,
         )  # fmt: skip
 
 
@@ -165,13 +167,13 @@ def _sum_shares(du, dw, width):
 
 @njit()
 def _sum_panel(du, dw, first, width):
-    shares, _, rows, k = du.shape
-    for s in range(1, shares):
+    k, c = dw.shape[:2]
+    for s in range(1, du.shape[0]):
         for e in range(PLACES):
-            for i in range(rows):
-                for l in range(first, first + width):
-                    du[0, e, i, l] += du[s, e, i, l]
-    _write(du.ctypes.data + first * du.itemsize, rows * k, k, dw.shape[1], width, dw, first, 0)
+            for i in range(first, first + c * k, k):
+                for l in range(i, i + width):
+                    du[0, e, l] += du[s, e, l]
+    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
 
 
 @njit(parallel=True)
@@ -196,10 +198,10 @@ def _by_filters(v, d, dw, count, width):
 def _chunk(v, d, dw, first_k, width, first_c, count):
     k, c = dw.shape[:2]
     n = min(_CHUNK, c - first_c)
-    rows = (n + 15) // 16 * 16
-    du, size = aligned(PLACES * rows * width, v), v.itemsize
+    du_plane, size = plane(n, width), v.itemsize
+    du = aligned(PLACES * du_plane, v)
     _products(
         v.ctypes.data + first_c * size, v.shape[1], c, d.ctypes.data + first_k * size, d.shape[1], k,
-        du, rows * width, rows, width, width, count, False,
+        du.ctypes.data, du_plane, n, width, width, count, False, v,
     )  # fmt: skip
-    _write(du.ctypes.data, rows * width, width, n, width, dw, first_k, first_c)
+    _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c)

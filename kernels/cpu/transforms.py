@@ -64,6 +64,44 @@ def _sum(coefficients: Sequence[float], values: Sequence[Any]) -> Any:
     return total
 
 
+@intrinsic
+def copy(typing_context, source, target, count, dtype):
+    """target[i] = source[i] for i < count, a whole number of vectors. Numba's own loop goes number by number."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, dtype.dtype)
+        step = ir.Constant(INT64, emitter.width)
+        with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[2], step, intp=INT64) as (i, _):
+            emitter.store(emitter.load(emitter.at(args[0], i), emitter.vector), emitter.at(args[1], i))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3, dtype), emit
+
+
+@intrinsic
+def transpose_block(typing_context, source, source_row, target, target_row, dtype):
+    """target[j, i] = source[i, j] for a square block as large as a vector; rows are runs of memory.
+
+    source, target: addresses; *_row: strides in elements. Each round interleaves the first half of the rows with the
+    second: after log2(n) rounds row j holds what was column j.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, dtype.dtype)
+        n = emitter.width
+        rows = [emitter.load(emitter.at(args[0], i, args[1]), emitter.vector) for i in range(n)]
+        lanes = [i // 2 + n * (i % 2) for i in range(n)]
+        low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), [i + k for i in lanes]) for k in (0, n // 2))
+        for _ in range(n.bit_length() - 1):
+            pairs = zip(rows[: n // 2], rows[n // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
+        for j, row in enumerate(rows):
+            emitter.store(row, emitter.at(args[2], j, args[3]))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, dtype), emit
+
+
 class _Value:
     """A vector in the code that is being emitted, with the arithmetic that `combine` needs."""
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.jit import njit
-from ..memory import empty
+from ..memory import dense_order, empty
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
 
@@ -35,7 +35,7 @@ def add_fprop_numba(a, b):
 
 @kernel(ACCUMULATE, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
 def accumulate_numba(a, b):
-    order = _dense_order(a)
+    order = dense_order(a)
     if order is None:
         a += b
     else:
@@ -44,17 +44,11 @@ def accumulate_numba(a, b):
 
 def _apply(op, a, b):
     """op(a, b), laid out in memory as a or b is, where one of them is dense."""
-    order = next((order for order in map(_dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
+    order = next((order for order in map(dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
     flat_a, flat_b = (np.ascontiguousarray(v.transpose(order)).reshape(-1) for v in (a, b))
     memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
     _elementwise(flat_a, flat_b, memory.reshape(-1), op, _BLOCK)
     return memory.transpose(np.argsort(order))
-
-
-def _dense_order(a):
-    """The order of axes in which `a` is one run of memory; None where it has gaps or overlaps."""
-    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
-    return order if a.transpose(order).flags.c_contiguous else None
 
 
 @njit(parallel=True)

@@ -1,5 +1,5 @@
 """One step of stochastic gradient descent, in place."""
 
-from . import numba_kernels, numpy_kernels, problem
+from . import cuda_kernels, numba_kernels, numpy_kernels, problem
 
-__all__ = ["numba_kernels", "numpy_kernels", "problem"]
+__all__ = ["cuda_kernels", "numba_kernels", "numpy_kernels", "problem"]

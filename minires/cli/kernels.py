@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cyclopts import App
 
@@ -31,34 +31,49 @@ def list_kernels(problem: str | None = None, /, *, device: str | None = None) ->
 
 
 @app.command
-def check(file: Path | None = None, /, *, problem: str | None = None, time: bool = False) -> int:
-    """Check CPU kernels on all test cases of their problems, in every dtype and layout that they take.
+def check(
+    file: Path | None = None,
+    /,
+    *,
+    problem: str | None = None,
+    device: Literal["cpu", "cuda", "interpret"] | None = None,
+    time: bool = False,
+) -> int:
+    """Check kernels on all test cases of their problems, in every dtype and layout that they take.
 
-    Exit code 0 where all are right, 1 where one is wrong, 2 for bad input.
+    With `--device interpret`, CUDA kernels on a machine without a GPU: their PTX is run on the CPU, and every access to
+    memory is watched. Right is called "interpreted" there: no GPU has confirmed it. Exit code 0 where all are right, 1
+    where one is wrong, 2 for bad input.
 
     Parameters
     ----------
     file
-        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`).
-        Only what it registers is checked.
+        A Python file of your own that registers kernels (`from minires.kernels.registry import kernel, problem`), or
+        a .cu file that begins with /* minires: PROBLEM, its launch, and */. Only what it registers is checked.
     problem
         Check only kernels of this problem; without a file, all that are registered for it.
+    device
+        cpu; cuda, for CUDA kernels on a GPU; or interpret, for CUDA kernels without one (all of them, where neither a
+        file nor a problem is named). By default cpu; for a .cu file the GPU, if there is one, else interpret.
     time
-        Also time the kernels that are right, beside all others of their problem, on the first benchmark case.
+        Also time the CPU kernels that are right, beside all others of their problem, on the first benchmark case.
     """
-    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
-
-    if file is None and problem is None:
+    if device is None:
+        device = _default_device(file)
+    if file is None and problem is None and device != "interpret":
         raise ValueError("say what to check: a FILE.py that registers kernels, or --problem NAME")
+    if time and device != "cpu":
+        raise ValueError(f"--time goes with --device cpu, not {device}: python -m benchmarks times on a GPU")
     registry = _registry()
     candidates = registry.load_file(file) if file is not None else registry.kernels(_known(problem))
-    chosen = [k for k in candidates if k.device == "cpu" and _known(problem) in (None, k.problem.name)]
+    chosen = [k for k in _for_device(candidates, device) if _known(problem) in (None, k.problem.name)]
     if not chosen:
-        raise ValueError(f"{file or problem} has no CPU kernel" + (f" of {problem}" if file and problem else ""))
-    results = {k: [r for case in k.problem.cases if "test" in case.tags for r in check_case(k, case)] for k in chosen}
+        kind = "CPU" if device == "cpu" else "CUDA"
+        raise ValueError(f"{file or problem} has no {kind} kernel" + (f" of {problem}" if file and problem else ""))
+    results = {k: _checks(k, device) for k in chosen}
     _print_table(
         ("problem", "kernel", "checks", "worst error", "allowed", "verdict"),
-        [_summary(k, found) for k, found in results.items()],
+        [_summary(k, found, "right" if device == "cpu" else "interpreted") for k, found in results.items()],
     )
     for found in results.values():
         for failure in dict.fromkeys(r.failure for r in found if not r.ok):
@@ -68,6 +83,74 @@ def check(file: Path | None = None, /, *, problem: str | None = None, time: bool
         for name in dict.fromkeys(k.problem.name for k in right):
             _print_times(name, [k for k in right if k.problem.name == name])
     return 0 if len(right) == len(chosen) else 1
+
+
+@app.command(name="compile")
+def compile_kernels(*, problem: str | None = None, arch: list[str] | None = None) -> int:
+    """Compile every CUDA kernel for every GPU arch that it declares; no GPU is needed.
+
+    Prints registers per thread and shared memory per block. Exit code 1 where one does not compile, spills registers,
+    exceeds its budget of them, or ptxas advises that it ignored something (C75xx).
+
+    Parameters
+    ----------
+    problem
+        Only the kernels in the folder of this problem.
+    arch
+        Only these archs, such as sm_80; may be given several times.
+    """
+    from minires.kernels.cuda.launch import ARCHS, functions  # pyright: ignore[reportMissingImports]
+    from minires.kernels.cuda.survey import survey  # pyright: ignore[reportMissingImports]
+
+    folders = {Path(k.fn.__code__.co_filename).parent for k in _registry().kernels(_known(problem), "cuda")}
+    chosen = [f for f in functions() if f.file.parent in folders]
+    known = sorted({a for f in chosen for a in f.archs}, key=lambda a: (len(a), a))
+    if unknown := sorted(set(arch or ()) - set(known)):
+        raise ValueError(f"no kernel is made for {', '.join(unknown)}; known: {', '.join(known or ARCHS)}")
+    found = survey(chosen, arch)
+    archs = [a for a in known if arch is None or a in arch]
+    registers = {(c.function, c.arch): "-" if c.usage is None else str(c.usage.registers) for c in found}
+    rows = []
+    for f in chosen:
+        mine = [c for c in found if c.function == f]
+        shared = max((c.usage.shared for c in mine if c.usage), default=0)
+        verdict = "broken" if any(c.faults for c in mine) else "ok" if mine else "not for these"
+        options = " ".join(option.removeprefix("-D").lower() for option in f.options)
+        rows.append((f.file.name, f.entry, options, *(registers.get((f, a), "") for a in archs), str(shared), verdict))
+    _print_table(("source", "kernel", "options", *archs, "shared", "verdict"), rows)
+    broken = [c for c in found if c.faults]
+    for c in broken:
+        print(f"{c.function.entry} {c.arch}: {'; '.join(c.faults)}")
+    print(f"{len(found)} compilations of {len(chosen)} kernels, {len(broken)} broken (numbers: registers per thread)")
+    return 1 if broken else 0
+
+
+def _default_device(file: Path | None) -> Literal["cpu", "cuda", "interpret"]:
+    """Where kernels are checked unless the user says."""
+    if file is None or file.suffix != ".cu":
+        return "cpu"
+    from ..device import cuda
+
+    return "cuda" if cuda.is_available() else "interpret"
+
+
+def _for_device(kernels: Sequence, device: str) -> list:
+    """Those for the device, ready to be called with NumPy arrays. RuntimeError where it is not there."""
+    if device == "cpu":
+        return [k for k in kernels if k.device == "cpu"]
+    chosen = [k for k in kernels if k.device == "cuda"]
+    if device == "interpret":
+        from minires.kernels.cuda.compile import nvrtc  # pyright: ignore[reportMissingImports]
+
+        nvrtc()  # raises where there is none
+        return chosen
+    from minires.kernels.cuda.gpu import from_host  # pyright: ignore[reportMissingImports]
+
+    from ..device import array_module
+    from ..device import device as as_device
+
+    array_module(as_device("cuda"))  # raises where there is none
+    return [from_host(k) for k in chosen]
 
 
 def _registry() -> Any:
@@ -84,10 +167,21 @@ def _known(problem: str | None) -> str | None:
     return problem
 
 
-def _summary(kernel: Any, results: list) -> tuple[str, ...]:
+def _checks(kernel: Any, device: str) -> list:
+    """The results of all checks of one kernel."""
+    if device == "interpret":
+        from minires.kernels.interpreter.check import check_all_cases  # pyright: ignore[reportMissingImports]
+
+        return list(check_all_cases(kernel))
+    from minires.kernels.checking import check_case  # pyright: ignore[reportMissingImports]
+
+    return [r for case in kernel.problem.cases if "test" in case.tags for r in check_case(kernel, case)]
+
+
+def _summary(kernel: Any, results: list, good: str) -> tuple[str, ...]:
     worst = max((r.worst for r in results if r.ok), default=float("nan"))
     failures = Counter(r.failure for r in results if not r.ok)
-    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or "right"
+    verdict = ", ".join(f"{failure} ({count})" for failure, count in failures.items()) or good
     if not results:
         verdict = "takes no test case"
     return (

@@ -1,0 +1,17 @@
+// One step of gradient descent with momentum over n numbers of flat memory: each is read and written once.
+#include "types.cuh"
+
+extern "C" __global__ void __launch_bounds__(256)
+    sgd_step(T* p, const T* g, T* buf, unsigned n, real lr, real momentum, real keep, real decay, int has_buf,
+             int nesterov, int first) {
+  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+    const real old = wide(p[i]);
+    real d = wide(g[i]) + decay * old;
+    if (has_buf) {
+      const real b = first ? d : momentum * wide(buf[i]) + keep * d;
+      buf[i] = narrow<T>(b);
+      d = nesterov ? d + momentum * b : b;
+    }
+    p[i] = narrow<T>(old - lr * d);
+  }
+}

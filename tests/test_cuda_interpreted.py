@@ -1,0 +1,90 @@
+"""Every CUDA kernel of the registry, its PTX interpreted without a GPU, against the float64 definition.
+
+What passes here is "interpreted", not verified on hardware. Launchers, compiler and kernels are those that a GPU runs.
+"""
+
+from pathlib import Path
+
+import minires.kernels  # noqa: F401  (registers)
+import numpy as np
+import pytest
+from minires.kernels import registry
+from minires.kernels.checking import Trial, dtypes_of
+
+pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+
+from minires.kernels.cuda import compile as compiler
+from minires.kernels.cuda.launch import Launch, executed_by
+from minires.kernels.interpreter import Fault, run
+from minires.kernels.interpreter.check import SCHEDULE, check_interpreted
+
+try:
+    compiler.nvrtc()
+except RuntimeError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+TRIPLES = [
+    (kernel, case, dtype)
+    for kernel in registry.kernels(device="cuda")
+    for case in kernel.problem.cases
+    if "test" in case.tags
+    for dtype in dtypes_of(kernel)
+    if Trial(kernel.problem, case, dtype).suits(kernel)
+]
+IDS = [f"{k.problem.name}-{k.name}-{c.name}-{d}" for k, c, d in TRIPLES]
+LAST = {(k, d): (k, c, d) for k, c, d in TRIPLES}  # one case for each kernel and dtype
+
+
+@pytest.mark.parametrize("kernel, case, dtype", TRIPLES, ids=IDS)
+def test_kernel_is_right_when_interpreted(kernel, case, dtype):
+    result = check_interpreted(kernel, case, dtype)
+    assert result.ok, result
+
+
+@pytest.mark.parametrize("kernel, case, dtype", LAST.values(), ids=[f"{k.problem.name}-{k.name}-{d}" for k, d in LAST])
+def test_kernel_is_right_when_warps_run_in_bursts(kernel, case, dtype):
+    result = check_interpreted(kernel, case, dtype, SCHEDULE)
+    assert result.ok, result
+
+
+# The shared-memory GEMM and the tensor-core convolution of the ladder, with one thing wrong in their source.
+
+_CONV = next(c for c in registry.problem("conv2d_fprop").cases if "test" in c.tags and c.name)
+SABOTAGE = [
+    # kernel, dtype, what is taken out of the source (all files of it) and what is put there, the failure
+    ("fprop_implicit", "float32", "__syncthreads();", ";", "race"),
+    ("fprop_vectorised", "float32", "__syncthreads();", ";", "race"),
+    ("fprop_tensor", "float16", "__syncthreads();", ";", "race|in flight|uninitialised"),
+    ("fprop_tensor", "float16", "cp.async.wait_group", "// cp.async.wait_group", "in flight|uninitialised"),
+]
+
+
+@pytest.mark.parametrize("name, dtype, old, new, kind", SABOTAGE, ids=[f"{s[0]} without {s[2]}" for s in SABOTAGE])
+def test_sabotage_of_our_own_kernels_is_caught(name, dtype, old, new, kind):
+    kernel = next(k for k in registry.kernels("conv2d_fprop", "cuda") if k.name == name)
+    cases = [c for k, c, d in TRIPLES if k is kernel and d == dtype]
+    kinds, changed = set(), 0
+
+    def execute(launch: Launch) -> None:
+        nonlocal changed
+        function = launch.function
+        source = compiler.whole_source(Path(function.file))
+        changed += old in source
+        text = compiler.compile_ptx(source.replace(old, new), function.file.name, function.archs[0], function.options)
+        args = [a if isinstance(a, np.ndarray) and a.ndim else np.asarray(_value(a)).tobytes() for a in launch.args]
+        run(text, function.entry, launch.grid, launch.block, args, launch.shared)
+
+    for case in cases:
+        trial = Trial(kernel.problem, case, dtype)
+        with executed_by(execute):
+            try:
+                kernel(*[None if a is None else a.copy() for a in trial.arrays.values()], **trial.params)
+            except Fault as fault:
+                kinds.add(fault.kind)
+    assert changed and kinds and kinds <= set(kind.split("|")), kinds
+
+
+def _value(argument):
+    from minires.kernels.cuda.launch import by_value
+
+    return by_value(argument)
