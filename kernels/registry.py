@@ -85,13 +85,20 @@ class Kernel:
 
     def takes(self, *arrays, **params) -> bool:
         """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
-        floats = [a.dtype for a in arrays if a is not None and a.dtype.kind in "fcV"]
-        known = "any" in self.dtypes or all(dtype.name in self.dtypes for dtype in floats)
+        known = "any" in self.dtypes or all(
+            _name(a.dtype) in self.dtypes for a in arrays if a is not None and a.dtype.kind in "fcV"
+        )
         return known and self.supports(*arrays, **params)
 
     def rank_for(self, *arrays, **params) -> float:
         """How strongly dispatch wants this kernel for these inputs: its own `rank`, else its step of the ladder."""
         return self.step if self.rank is None else self.rank(*arrays, **params)
+
+
+@functools.cache
+def _name(dtype: np.dtype) -> str:
+    """Its name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 _PROBLEMS: dict[str, Problem] = {}

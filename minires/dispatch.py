@@ -14,6 +14,8 @@ from . import tuning
 from .device import device_of
 
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
+_takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
+_MOST_TAKERS = 4096  # shapes; a network has some dozens
 
 
 class _State(threading.local):
@@ -43,9 +45,7 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 def select(problem: str, *arrays: Any, **params: Any) -> Any:
     """The kernel that `run` would use: chosen by hand, else measured (`autotune`), else of the highest rank."""
     device = device_of(*arrays).type
-    candidates = [
-        k for k in registry.kernels(problem, device) if (k.exact or not _state.exact) and k.takes(*arrays, **params)
-    ]
+    candidates = [k for k in _taking(problem, device, arrays, params) if k.exact or not _state.exact]
     if not candidates:
         dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
         raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
@@ -61,6 +61,23 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
         if _measured.get(key) in candidates:
             return _measured[key]
     return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
+
+
+def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]:
+    """The kernels that take these inputs: asked once per shapes, dtypes and parameters, as asking takes longer than
+    a small kernel runs."""
+    registered = registry.kernels(problem, device)
+    key = (
+        problem,
+        device,
+        *(None if a is None else (a.shape, a.dtype) for a in arrays),
+        *(item for item in params.items() if not isinstance(item[1], float)),
+    )
+    if key not in _takers or _takers[key][0] is not registered:  # other kernels were registered since
+        if len(_takers) >= _MOST_TAKERS:
+            _takers.clear()
+        _takers[key] = registered, [k for k in registered if k.takes(*arrays, **params)]
+    return _takers[key][1]
 
 
 @contextlib.contextmanager

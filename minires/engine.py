@@ -25,6 +25,7 @@ from .state import Scope, no_grad, set_grad_enabled, state
 
 __all__ = ["Function", "Handle", "Node", "Scope", "Tensor", "Vertex", "no_grad", "set_grad_enabled", "state"]
 _numbers = itertools.count()
+accumulate: Callable[[Any, Any], Any] = operator.iadd  # of gradients, in place; `minires.ops` puts a kernel here
 
 
 class Tensor(Methods):
@@ -163,11 +164,12 @@ class Function:
     """A differentiable op: two static methods on raw arrays, `forward(ctx, *arrays, **params)` and `backward(ctx, dy)`.
 
     `backward` returns one gradient per input, None where `ctx.needs_grad` says that it is not needed. It must not
-    write into `dy`: other paths may hold it.
+    write into `dy`: other paths may hold it. fresh: whether its gradients are always new arrays, held by nobody else.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    fresh = False
 
     @classmethod
     def apply(cls, *inputs: Tensor | None, **params: Any) -> Tensor:
@@ -205,16 +207,13 @@ def _walk_back(root: Vertex, dy: Any, retain_graph: bool) -> None:
     leaves: list[Tensor] = []
     queue: list[tuple[int, Node]] = []  # the last made node first
 
-    def give(vertex: Vertex, share: Any) -> None:
-        if vertex in grads:
-            total, ours = grads[vertex]
-            if ours:
-                total += share
-            else:  # the residual add hands one array to both of its inputs: the first share is never written into
-                total = total + share
-            grads[vertex] = total, True
+    def give(vertex: Vertex, share: Any, ours: bool) -> None:
+        if vertex in grads:  # the residual add hands one array to both of its inputs: only what is ours is written into
+            total, owned = grads[vertex]
+            total, share = (total, share) if owned else (share, total)
+            grads[vertex] = (accumulate(total, share) if owned or ours else total + share), True
         else:
-            grads[vertex] = share, False
+            grads[vertex] = share, ours
             leaves.append(vertex) if isinstance(vertex, Tensor) else heapq.heappush(queue, (-vertex.number, vertex))
 
     def visit(node: Node) -> None:
@@ -230,11 +229,11 @@ def _walk_back(root: Vertex, dy: Any, retain_graph: bool) -> None:
             if vertex is not None and share is not None:
                 for hook in state.hooks:
                     hook.addend(vertex, node, slot, share)
-                give(vertex, share)
+                give(vertex, share, node.fn.fresh and not state.hooks)  # hooks may keep what they see
         if not retain_graph:
             node.free()
 
-    give(root, dy)
+    give(root, dy, False)
     while queue:
         visit(heapq.heappop(queue)[1])
     for leaf in leaves:

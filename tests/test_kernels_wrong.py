@@ -287,9 +287,9 @@ def residual_added_after_relu(x, gamma, beta, mean, inv_std, z, *, relu):
 
 
 @wrong("batchnorm2d_bwd", "wrong value")
-def gradient_through_the_variance_forgotten(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def gradient_through_the_variance_forgotten(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     params = dict(training=training, relu=relu, residual=residual)
-    dx, dgamma, dbeta, dz = DEFINITION["batchnorm2d_bwd"](dy, x, y, gamma, mean, inv_std, **params)
+    dx, dgamma, dbeta, dz = DEFINITION["batchnorm2d_bwd"](dy, x, y, gamma, beta, mean, inv_std, **params)
     if training:
         m = x.size // x.shape[1]
         x_hat = (x - mean[:, None, None]) * inv_std[:, None, None]
@@ -298,9 +298,9 @@ def gradient_through_the_variance_forgotten(dy, x, y, gamma, mean, inv_std, *, t
 
 
 @wrong("batchnorm2d_bwd", "wrong value")
-def relu_mask_forgotten(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def relu_mask_forgotten(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     params = dict(training=training, relu=relu, residual=residual)
-    return DEFINITION["batchnorm2d_bwd"](dy, x, y if y is None else y * 0 + 1, gamma, mean, inv_std, **params)
+    return DEFINITION["batchnorm2d_bwd"](dy, x, x * 0 + 1, gamma, beta, mean, inv_std, **params)
 
 
 # Elementwise and pooling

@@ -60,8 +60,10 @@ def fprop_infer_cuda(x, gamma, beta, mean, inv_std, z, *, relu):
     note="one pass for both sums (it writes dz), one for dx",
     supports=_same_dtype,
 )
-def bwd_cuda(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def bwd_cuda(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape
+    if relu and y is None:
+        y = fprop_infer_cuda(x, gamma, beta, mean, inv_std, None, relu=True)
     g, rows, mean = to_nhwc(dy), to_nhwc(x), _dense(mean)
     active = to_nhwc(y) if relu else g  # an address for the kernels; not read without relu
     about, grid, block = _dealt(rows)

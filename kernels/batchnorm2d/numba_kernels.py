@@ -51,8 +51,10 @@ def fprop_infer_numba(x, gamma, beta, mean, inv_std, z, *, relu):
     note="one pass for both sums (it writes dz), one for dx",
     supports=_not_empty,
 )
-def bwd_numba(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def bwd_numba(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape
+    if relu and y is None:
+        y = fprop_infer_numba(x, gamma, beta, mean, inv_std, None, relu=True)
     x, g = to_nhwc(x).ravel(), to_nhwc(dy).ravel()
     y = to_nhwc(y).ravel() if relu else g  # never read without relu
     dz, dz_memory = empty_nhwc(n, c, h, w, x.dtype) if residual and relu else (None, x)

@@ -56,8 +56,13 @@ def fprop_infer_reference(x, gamma, beta, mean, inv_std, z, *, relu):
     return _activated((x - per_channel(mean)) * per_channel(gamma * inv_std) + per_channel(beta), z, relu)
 
 
-def bwd_reference(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
-    """dx, dgamma, dbeta, and dz where a residual was added before a ReLU (without ReLU dz is dy itself: None)."""
+def bwd_reference(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
+    """dx, dgamma, dbeta, and dz where a residual was added before a ReLU (without ReLU dz is dy itself: None).
+
+    y is None where its sign is known without it: there is no ReLU, or no residual, so that x tells.
+    """
+    if relu and y is None:
+        y = fprop_infer_reference(x, gamma, beta, mean, inv_std, None, relu=True)
     g = np.where(y.real > 0, dy, dy.dtype.type(0)) if relu else dy
     x_hat = (x - per_channel(mean)) * per_channel(inv_std)
     dbeta, dgamma = _sum(g), _sum(g * x_hat)
@@ -90,6 +95,11 @@ CASES = (
     _case("several_blocks", 3, 20, (31, 37), relu=True, z=True),  # more than a cache block, and a tail
     _case("several_blocks_large_mean", 3, 20, (31, 37), offset=1000.0),
     _case("wide", 2, 300, (5, 13), relu=True),
+    _case("panels", 4, 16, (5, 8)),  # whole rows of vectors
+    _case("panels_relu", 8, 24, (4, 6), relu=True),
+    _case("panels_add", 4, 16, (6, 6), z=True),
+    _case("panels_several_blocks", 9, 64, (5, 5), relu=True, z=True, offset=1000.0),
+    _case("panels_wide", 5, 320, (7, 6), relu=True, offset=-3.0),
     _layer("cifar_stage1", 128, 16, 32),
     _layer("cifar_stage1_add", 128, 16, 32, z=True),
     _layer("cifar_stage2_add", 128, 32, 16, z=True),
@@ -132,9 +142,11 @@ def _infer_inputs(case, rng):
 def _bwd_inputs(case, rng):
     arrays, z, params = _forward_inputs(case, rng)
     x, gamma, stats = arrays["x"], arrays["gamma"], _statistics(arrays["x"])
-    y = fprop_infer_reference(x, gamma, arrays["beta"], **stats, z=z, relu=True) if params["relu"] else None
+    y = None
+    if params["relu"] and z is not None:
+        y = fprop_infer_reference(x, gamma, arrays["beta"], **stats, z=z, relu=True)
     dy = 0.5 + rng.standard_normal(x.shape)
-    arrays = dict(dy=dy, x=x, y=y, gamma=gamma, **stats)
+    arrays = dict(dy=dy, x=x, y=y, gamma=gamma, beta=arrays["beta"], **stats)
     return arrays, dict(training=case.params["training"], residual=z is not None) | params
 
 
@@ -156,8 +168,10 @@ def _infer_error(x, gamma, beta, mean, inv_std, z, *, relu):
     return y if z is None else y + np.abs(z)
 
 
-def _bwd_error(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def _bwd_error(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     """The definition, all terms taken by magnitude (x - mean as one: it is a single rounding). dz is exact."""
+    if relu and y is None:
+        y = fprop_infer_reference(x, gamma, beta, mean, inv_std, None, relu=True)
     g = np.abs(dy) * (y > 0) if relu else np.abs(dy)
     x_hat = np.abs(x - per_channel(mean)) * per_channel(inv_std)
     dbeta, dgamma = _sum(g), _sum(g * x_hat)
@@ -180,7 +194,7 @@ def _infer_flops(x, gamma, beta, mean, inv_std, z, *, relu):
     return (3 + (z is not None) + relu) * _size(x)
 
 
-def _bwd_flops(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
+def _bwd_flops(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     return (4 + (5 if training else 1) + relu) * _size(x)
 
 
@@ -193,13 +207,10 @@ def _infer_bytes(x, gamma, beta, mean, inv_std, z, *, relu):
     return x.dtype.itemsize * (2 + (z is not None)) * _size(x)
 
 
-def _bwd_bytes(dy, x, y, gamma, mean, inv_std, *, training, relu, residual):
-    """The sums read dy, x (and y); dx needs them once more, or dz (written with the sums) in the place of dy and y."""
-    sums = 2 + relu
-    again = 1 + training + relu
-    if residual and relu:
-        sums, again = 4, 1 + training
-    return x.dtype.itemsize * (sums + again + 1) * _size(x)
+def _bwd_bytes(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
+    """The sums read dy, x (and y, and write dz); dx needs dy or dz once more, and x."""
+    passes = 2 + (y is not None) + (residual and relu) + 1 + (training or (relu and not residual)) + 1
+    return x.dtype.itemsize * passes * _size(x)
 
 
 BATCHNORM2D_FPROP_TRAIN = Problem(

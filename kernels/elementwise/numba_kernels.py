@@ -8,7 +8,7 @@ from numba import prange
 from ..cpu.jit import njit
 from ..memory import dense_order, empty
 from ..registry import kernel
-from .problem import ADD_FPROP, RELU_BWD, RELU_FPROP
+from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
 
 _BLOCK = 1 << 15
 _RELU, _RELU_BWD, _ADD = range(3)  # one compiled function serves all three
@@ -31,6 +31,15 @@ def relu_bwd_numba(dy, y):
 @kernel(ADD_FPROP, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
 def add_fprop_numba(a, b):
     return _apply(_ADD, a, b)
+
+
+@kernel(ACCUMULATE, device="cpu", step=1, note="one pass, all threads", supports=_same_float)
+def accumulate_numba(a, b):
+    order = dense_order(a)
+    if order is None:
+        a += b
+    else:
+        _accumulate(a.transpose(order).reshape(-1), np.ascontiguousarray(b.transpose(order)).reshape(-1), _BLOCK)
 
 
 def _apply(op, a, b):
@@ -62,3 +71,17 @@ def _elementwise_block(a, b, y, op):
     else:
         for i in range(y.size):
             y[i] = a[i] + b[i]
+
+
+@njit(parallel=True)
+def _accumulate(a, b, block):
+    for i in prange((a.size + block - 1) // block):
+        first = np.int64(i) * block
+        last = first + block
+        _accumulate_block(a[first:last], b[first:last])
+
+
+@njit()
+def _accumulate_block(a, b):
+    for i in range(a.size):
+        a[i] += b[i]

@@ -2,9 +2,11 @@
 
 from ..registry import kernel
 from .problem import (
+    ACCUMULATE,
     ADD_FPROP,
     RELU_BWD,
     RELU_FPROP,
+    accumulate_reference,
     add_fprop_reference,
     relu_bwd_reference,
     relu_fprop_reference,
@@ -13,3 +15,4 @@ from .problem import (
 kernel(RELU_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(relu_fprop_reference)
 kernel(RELU_BWD, device="cpu", step=0, note="the definition", dtypes=("any",))(relu_bwd_reference)
 kernel(ADD_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(add_fprop_reference)
+kernel(ACCUMULATE, device="cpu", step=0, note="the definition", dtypes=("any",))(accumulate_reference)

@@ -3,6 +3,7 @@
     relu_fprop    y = max(x, 0), and NaN where x is NaN
     relu_bwd      dx = dy where y > 0, else 0: at 0 the subgradient is 0 (as cuDNN and PyTorch choose)
     add_fprop     y = a + b
+    accumulate    a = a + b, written into a
 
 Complex numbers are rectified by their real part, which is analytic on either side of the kink.
 """
@@ -27,6 +28,11 @@ def relu_bwd_reference(dy, y):
 def add_fprop_reference(a, b):
     """y"""
     return np.asarray(a + b)
+
+
+def accumulate_reference(a, b):
+    """Overwrite a by a + b."""
+    a[...] = a + b
 
 
 def _case(name, *shape, tags=TEST):
@@ -89,3 +95,13 @@ def _one_rounding(a, b):
 RELU_FPROP = Problem("relu_fprop", relu_fprop_reference, _relu_inputs, CASES, _size, _relu_bytes, _exact)
 RELU_BWD = Problem("relu_bwd", relu_bwd_reference, _relu_bwd_inputs, CASES, _size, _binary_bytes, _exact)
 ADD_FPROP = Problem("add_fprop", add_fprop_reference, _add_inputs, CASES, _size, _binary_bytes, _one_rounding)
+ACCUMULATE = Problem(
+    "accumulate",
+    accumulate_reference,
+    _add_inputs,
+    CASES,
+    _size,
+    _binary_bytes,
+    lambda a, b: (_one_rounding(a, b),),
+    writes=("a",),
+)

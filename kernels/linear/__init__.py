@@ -1,5 +1,5 @@
 """The fully connected layer: fprop, dgrad and wgrad."""
 
-from . import cuda_kernels, numba_kernels, numpy_kernels, problem
+from . import cuda_kernels, numba_kernels, numpy_kernels, problem, vector_kernels
 
-__all__ = ["cuda_kernels", "numba_kernels", "numpy_kernels", "problem"]
+__all__ = ["cuda_kernels", "numba_kernels", "numpy_kernels", "problem", "vector_kernels"]

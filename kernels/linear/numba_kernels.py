@@ -1,8 +1,8 @@
 """The fully connected layer by our own register tiles: it is a 1x1 convolution of images of one pixel.
 
 On layers as small as a ResNet's head the BLAS product is faster (the tiles' operands are packed at every call, for a
-single pass over few rows), but its bits depend on the number of threads, and it is a thousandth of a training step.
-`use_kernels` and `autotune` can choose it.
+single pass over few rows), but its bits depend on the number of threads. `use_kernels` and `autotune` can choose it.
+vector_kernels.py reads the operands where they lie.
 """
 
 from ..conv2d.numba_kernels import dgrad_im2col_tile, fprop_im2col_tile, wgrad_im2col_tile

@@ -42,6 +42,8 @@ CASES = (
     _case("tile", 12, 16, 32),
     _case("wide", 37, 70, 33),  # full vectors and tails on every side
     _case("long_sum", 3, 515, 2),
+    _case("panels", 6, 128, 11),
+    _case("panels_wide", 70, 320, 66),  # more than one task each way
     _case("imagenet_fc_8", 8, 512, 1000, tags=BENCH),
     _case("imagenet_fc_64", 64, 512, 1000, tags=BENCH),
     _case("cifar_fc", 128, 64, 10, tags=BENCH),

@@ -117,6 +117,7 @@ def _case(name, n, c, hw, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_
 
 
 _SHARED = (
+    _case("panels", 2, 64, (7, 6), (3, 3), (2, 2), (1, 1)),
     _case("2x2", 2, 3, (6, 4), (2, 2), (2, 2)),
     _case("2x2_unread_border", 1, 2, (5, 7), (2, 2), (2, 2)),
     _case("2x2_ceil", 2, 3, (5, 7), (2, 2), (2, 2), ceil_mode=True),

@@ -59,6 +59,7 @@ class Block(nn.Module):
 
     expansion: ClassVar[int] = 1  # the block returns channels * expansion
     preact: ClassVar[bool] = False
+    conv_bn: ClassVar[tuple[tuple[str, str], ...]]  # each convolution whose output goes to that BatchNorm alone
     last: ClassVar[str]  # the layer that ends F: where its weight is zero, F(x) = 0
 
     downsample: nn.Module | None  # s, where it is more than the identity
@@ -93,6 +94,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions."""
 
     last = "bn2"
+    conv_bn = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", variant="v1.5", first=False):
         super().__init__()
@@ -116,6 +118,7 @@ class Bottleneck(Block):
 
     expansion = 4
     last = "bn3"
+    conv_bn = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", variant="v1.5", first=False):
         super().__init__()
@@ -159,6 +162,7 @@ class PreActBasicBlock(PreActBlock):
     """Two 3x3 convolutions, each after its BatchNorm and ReLU."""
 
     last = "conv2"
+    conv_bn = (("conv1", "bn2"),)
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", variant="v1.5", first=False):
         super().__init__()
@@ -177,6 +181,7 @@ class PreActBottleneck(PreActBlock):
 
     expansion = 4
     last = "conv3"
+    conv_bn = (("conv1", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", variant="v1.5", first=False):
         super().__init__()

@@ -56,6 +56,8 @@ class ResNet(nn.Module):
     Raises ValueError naming what cannot be.
     """
 
+    conv_bn = (("conv1", "bn1"),)  # of the stem; see nn.fuse_for_inference
+
     def __init__(
         self,
         block: type[Block],

@@ -7,6 +7,7 @@ from .checkpoint import checkpoint
 from .containers import ModuleDict, ModuleList, Sequential
 from .conv import Conv2d
 from .dropout import Dropout
+from .fuse import FoldedConv2d, fuse_for_inference
 from .linear import Linear
 from .loss import CrossEntropyLoss, MSELoss, NLLLoss
 from .module import Module, Parameter, StateDictError
@@ -22,6 +23,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",
+    "FoldedConv2d",
     "Identity",
     "Linear",
     "LogSoftmax",
@@ -40,6 +42,7 @@ __all__ = [
     "Tanh",
     "checkpoint",
     "functional",
+    "fuse_for_inference",
     "init",
     "utils",
 ]

@@ -81,7 +81,8 @@ class _BatchNorm(Module):
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             batches: Any = self.num_batches_tracked.array
-            self.num_batches_tracked.copy_(batches + 1)
+            batches += 1
+            self.num_batches_tracked.version[0] += 1
             if self.momentum is None:
                 momentum = 1.0 / float(batches)
         return {

@@ -10,7 +10,7 @@ from ..ops.activation import relu, sigmoid, tanh
 from ..ops.batch_norm import batch_norm
 from ..ops.conv import conv2d
 from ..ops.dropout import dropout
-from ..ops.fused import bn_add_relu, bn_relu
+from ..ops.fused import bn_add_relu, bn_relu, conv_bias_act
 from ..ops.loss import cross_entropy, log_softmax, mse_loss, nll_loss, softmax
 from ..ops.matmul import linear
 from ..ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -23,6 +23,7 @@ __all__ = [
     "bn_add_relu",
     "bn_relu",
     "conv2d",
+    "conv_bias_act",
     "cross_entropy",
     "dropout",
     "linear",

@@ -9,7 +9,7 @@ from .choice import clamp, maximum, minimum, where
 from .conv import conv2d
 from .dropout import dropout
 from .extremes import amax, amin, argmax, argmin, max, min, topk
-from .fused import bn_add_relu, bn_relu
+from .fused import bn_add_relu, bn_relu, conv_bias_act
 from .indexing import getitem
 from .loss import cross_entropy, mse_loss, nll_loss
 from .matmul import linear, matmul
@@ -34,6 +34,7 @@ __all__ = [
     "cat",
     "clamp",
     "conv2d",
+    "conv_bias_act",
     "cos",
     "cross_entropy",
     "div",

@@ -5,8 +5,8 @@
 x, z (N, C, H, W); gamma, beta (C,). In training mean and var are those of x over N, H, W (m numbers per channel; var
 is sum (x - mean)² / m), and the running statistics move towards them; in evaluation the running ones are used.
 
-Saved for backward: x, gamma, mean, inv_std, and y where there is a ReLU (only its sign is read, but the next op keeps
-y anyway). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
+Saved for backward: x, gamma, beta, mean, inv_std, and y where a ReLU follows a residual (for its sign, and the next op
+keeps y anyway; without z, x tells it). With g = dy where y > 0 (all of dy without ReLU) and sums over N, H, W:
 
     dbeta = sum g      dgamma = sum g * x_hat      dz = g
 
@@ -35,6 +35,8 @@ from .shape import reshape
 
 
 class BatchNorm(Function):
+    fresh = True
+
     @staticmethod
     def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
         xp, c, given = namespace_of(x), x.shape[1], x
@@ -53,20 +55,15 @@ class BatchNorm(Function):
             mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
         y = _narrow(y, given.dtype)
-        ctx.save_for_backward(given, y if relu else None, gamma, mean, inv_std)
+        ctx.save_for_backward(given, y if relu and z is not None else None, gamma, beta, mean, inv_std)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         training, relu, residual = ctx.params["training"], ctx.params["relu"], ctx.needs_grad[3]
-        dx, dgamma, dbeta, dz = run(
-            "batchnorm2d_bwd",
-            *map(_wide, (dy, *ctx.saved_for_backward)),
-            training=training,
-            relu=relu,
-            residual=residual,
-        )
-        grads = zip((dx, dgamma, dbeta, dz if relu else dy), ctx.dtypes, ctx.needs_grad[:4], strict=True)
+        arrays, params = map(_wide, (dy, *ctx.saved_for_backward)), dict(training=training, relu=relu)
+        found = run("batchnorm2d_bwd", *arrays, **params, residual=residual)
+        grads = zip(found, ctx.dtypes, ctx.needs_grad[:4], strict=True)
         return *(_narrow(d, dtype) if needed else None for d, dtype, needed in grads), None, None
 
 
@@ -139,7 +136,7 @@ def _check(shape: tuple[int, ...], input: Tensor, training: bool, **per_channel:
     for name, t in per_channel.items():
         if t is not None and t.shape != (c,):
             raise ValueError(f"batch_norm: {name} has shape {t.shape}, input {shape} needs ({c},)")
-        if t is not None and {t.dtype.name, input.dtype.name} == {"float32", "float64"}:
+        if t is not None and {input.dtype.str[1:], t.dtype.str[1:]} == {"f4", "f8"}:
             raise TypeError(f"batch_norm: input is {input.dtype} and {name} {t.dtype}; convert one with .to(dtype)")
     if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
         raise ValueError("batch_norm: running_mean and running_var must be given together, or neither")

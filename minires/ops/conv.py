@@ -29,6 +29,8 @@ Pair = tuple[int, int]
 
 
 class Conv2d(Function):
+    fresh = True
+
     @staticmethod
     def forward(ctx, x, w, b, *, stride: Pair, padding: Pair, dilation: Pair, groups: int):
         ctx.save_for_backward(x, w)
@@ -40,8 +42,9 @@ class Conv2d(Function):
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_for_backward
-        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
         dw = run("conv2d_wgrad", x, dy, **ctx.params, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
+        # Last, so that dx is still in the cache when the op before reads it.
+        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
         db = sum_axes(dy, (0, 2, 3)) if ctx.needs_grad[2] else None
         return dx, dw, db
 
@@ -63,6 +66,14 @@ def conv2d(
     """
     if input.ndim == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    input, settings = checked(input, weight, bias, stride, padding, dilation, groups)
+    return Conv2d.apply(input, weight, bias, **settings)
+
+
+def checked(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The input, padded where "same" is uneven, and the settings as the kernels take them; ValueError as in conv2d."""
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     _check(input, weight, bias, stride, dilation, groups)
     if isinstance(padding, str):
@@ -73,7 +84,7 @@ def conv2d(
             raise ValueError(
                 f"conv2d: a filter of {taps} taps with dilation {d} does not fit into {size} pixels padded by {a}"
             )
-    return Conv2d.apply(input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return input, dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def pair(value: Any, name: str, least: int = 1) -> Pair:

@@ -9,6 +9,7 @@ import builtins
 from collections.abc import Callable
 from typing import Any
 
+from .. import engine
 from ..device import is_cuda_array
 from ..engine import Tensor
 from . import arithmetic, axes, choice, extremes, indexing, pointwise, reduce, shape
@@ -86,3 +87,4 @@ for _family in reversed(Methods.__mro__[:-1]):
     for _name, _value in vars(_family).items():
         if builtins.callable(_value) or isinstance(_value, property):
             setattr(Tensor, _name, _value)
+engine.accumulate = arithmetic.accumulate
