@@ -150,7 +150,8 @@ def layers(argument: str) -> Iterator[Row]:
         off = float(cupy.abs(call().astype("float32") - wanted.astype("float32")).max()) / scale
         errors[name] = off
         if not off < (0.02 if dtype == "bfloat16" else 1e-4):
-            calls.pop(name, None), plans.pop(name, None)
+            calls.pop(name, None)
+            plans.pop(name, None)
             yield {"layer": layer, "direction": direction, "dtype": dtype, "kernel": name, "wrong_by": off}
     times = on_gpu(cupy, calls | plans, seconds=2.0)
     best = min((t.median for name, t in times.items() if name in plans), default=None)
