@@ -11,7 +11,7 @@ from typing import Any
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
 from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 
-from .device import device_of
+from .device import device_of, synchronize
 
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 
@@ -124,10 +124,12 @@ def _time(kernel: Any, arrays: tuple, params: dict, repeats: int = 3) -> float:
     if kernel.problem.writes:  # do not let a trial change what the caller passed
         arrays = tuple(None if a is None else a.copy() for a in arrays)
     kernel(*arrays, **params)  # compiles
+    synchronize(*arrays)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         kernel(*arrays, **params)
+        synchronize(*arrays)
         times.append(time.perf_counter() - start)
     return min(times)
 
