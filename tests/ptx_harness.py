@@ -66,4 +66,5 @@ def _declare(name, kind):
 
 def _address(parameter, kind):
     size = dtype_of(kind).itemsize
-    return f"{{ .reg .b64 %base, %off; ld.param.u64 %base, [{parameter}]; mul.wide.u32 %off, %t, {size}; add.s64 %at, %base, %off; }}"
+    offset = f"mul.wide.u32 %off, %t, {size}; add.s64 %at, %base, %off;"
+    return f"{{ .reg .b64 %base, %off; ld.param.u64 %base, [{parameter}]; {offset} }}"

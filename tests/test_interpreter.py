@@ -281,7 +281,9 @@ def test_lanes_part_and_meet_again(seed):
 
 def test_who_is_active_and_who_leads():
     x = np.zeros(64, np.uint32)
-    body = "setp.lt.u32 %p, %t, 40; @!%p bra OUT; activemask.b32 %v; elect.sync %w|%q, %v; selp.u32 %w, 1, 0, %q; mad.lo.u32 %w, %w, 1000, %v; st.global.u32 [%y], %w; OUT:"
+    body = """
+    setp.lt.u32 %p, %t, 40; @!%p bra OUT; activemask.b32 %v; elect.sync %w|%q, %v; selp.u32 %w, 1, 0, %q;
+    mad.lo.u32 %w, %w, 1000, %v; st.global.u32 [%y], %w; OUT:"""
     got = mapped(body, x)
     assert got[0] == (0xFFFFFFFF + 1000) % 2**32 and (got[1:32] == 0xFFFFFFFF).all()
     assert got[32] == 255 + 1000 and (got[33:40] == 255).all() and not got[40:].any()
@@ -310,8 +312,13 @@ def test_exited_threads_do_not_hold_up_a_barrier():
     assert mapped(body.replace("@%p bra OUT;", "@%p exit;"), x).tolist() == [i if i <= 50 else 0 for i in range(64)]
 
 
+def test_a_kernel_that_does_not_end():
+    with pytest.raises(Fault, match="deadlock: the kernel still runs after 1,000 instructions, in `bra HERE`"):
+        run(entry("HERE: bra HERE;", []), "k", 1, 32, [], limit=1000)
+
+
 def test_trap():
-    with pytest.raises(Fault, match="thread \\(5, 0, 0\\).*it traps"):
+    with pytest.raises(Fault, match=r"thread \(5, 0, 0\).*it traps"):
         mapped("setp.eq.u32 %p, %t, 5; @%p trap;", np.zeros(32, np.uint32))
 
 

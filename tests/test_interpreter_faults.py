@@ -86,6 +86,36 @@ def blocks(text, seed):
     return y[:64].tolist() == list(range(64))
 
 
+# Each of two blocks leaves 32 numbers; the one that comes last adds them up.
+
+LAST = entry(
+    """
+    .shared .align 4 .b8 s[4];
+    .reg .b32 %t, %c, %i, %v, %w; .reg .b64 %x, %y, %o, %n; .reg .pred %p;
+    ld.param.u64 %x, [x]; ld.param.u64 %y, [y]; ld.param.u64 %n, [n];
+    mov.u32 %t, %tid.x; mov.u32 %c, %ctaid.x; mad.lo.u32 %i, %c, 32, %t; mul.wide.u32 %o, %i, 4; add.s64 %o, %x, %o;
+    st.global.u32 [%o], %i;
+    membar.gl;
+    bar.sync 0;
+    setp.eq.u32 %p, %t, 0;
+    @%p atom.global.add.u32 %v, [%n], 1;
+    @%p st.shared.u32 [s], %v;
+    bar.sync 0;
+    ld.shared.u32 %v, [s]; setp.ne.u32 %p, %v, 1; @%p bra END;
+    mul.wide.u32 %o, %t, 4; add.s64 %x, %x, %o; add.s64 %y, %y, %o;
+    ld.global.u32 %v, [%x]; ld.global.u32 %w, [%x+128]; add.u32 %v, %v, %w; st.global.u32 [%y], %v;
+END:
+    ret;""",
+    [("u64", "x"), ("u64", "y"), ("u64", "n")],
+)
+
+
+def last(text, seed):
+    y = np.zeros(32, np.uint32)
+    run(text, "k", 2, 32, [np.zeros(64, np.uint32), y, np.zeros(1, np.uint32)], seed=seed)
+    return y.tolist() == [2 * i + 32 for i in range(32)]
+
+
 # D = A B^T for A (64 x 256) and B (8 x 256): a producer fills two stages by TMA, a warpgroup multiplies (wgmma), and an
 # mbarrier each says when a stage is full and when it is empty again.
 
@@ -159,8 +189,37 @@ def pipeline(text, seed, tiles=5):
     return bool(np.abs(y - wanted).max() <= 1e-4 * np.abs(wanted).max())
 
 
+# A warpgroup fills shared memory with ones (bf16) by ordinary stores, and multiplies 64 x 64 by 64 x 8.
+
+STORED = entry(
+    f"""
+    .shared .align 1024 .b8 s[9216];
+    .reg .b32 %t, %s, %at, %it, %d0, %d1, %d2, %d3; .reg .b64 %y, %o, %a0, %b0, %da, %db, %w; .reg .pred %p;
+    mov.u32 %t, %tid.x; mov.u32 %s, s; mad.lo.u32 %at, %t, 72, %s; mov.u32 %it, 0;
+FILL:
+    st.shared.b32 [%at], 0x3F803F80; add.u32 %at, %at, 4; add.u32 %it, %it, 1; setp.lt.u32 %p, %it, 18;
+    @%p bra FILL;
+    fence.proxy.async;
+    bar.sync 0;
+    mov.u32 %it, 0; shr.u32 %at, %s, 4; cvt.u64.u32 %a0, %at; add.u64 %b0, %a0, 512;
+    mov.b64 %w, 0x4000004000010000; or.b64 %a0, %a0, %w; or.b64 %b0, %b0, %w;
+    wgmma.fence.sync.aligned; {_MULTIPLY}
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned 0;
+    ld.param.u64 %y, [y]; mul.wide.u32 %o, %t, 16; add.s64 %y, %y, %o;
+    st.global.v4.b32 [%y], {{%d0, %d1, %d2, %d3}}; ret;""",
+    [("u64", "y")],
+)
+
+
+def stored(text, seed):
+    y = np.zeros((128, 4), np.float32)
+    run(text, "k", 1, 128, [y], seed=seed)
+    return bool((y == 64).all())
+
+
 RIGHT = {"rotate": (rotate, ROTATE), "copy": (rotate, COPY), "warp": (warp, WARP), "blocks": (blocks, BLOCKS)}
-RIGHT["pipeline"] = (pipeline, PIPELINE)
+RIGHT |= {"pipeline": (pipeline, PIPELINE), "stored": (stored, STORED), "last": (last, LAST)}
 
 
 @pytest.mark.parametrize("seed", SCHEDULES)
@@ -211,7 +270,11 @@ FAULTS = [
     ("a missing barrier within a warp", "warp", "bar.warp.sync -1;", "", "race"),
     ("two blocks that write the same numbers", "blocks", "mov.u32 %n, 32;", "mov.u32 %n, 16;", "race"),
     ("a block that reads what another writes", "blocks", "ret;", "ld.global.u32 %v, [%y+64]; ret;", "race"),
+    ("a counter without a fence before it", "last", "membar.gl;", "", "race"),
+    ("a sum before the counter says so", "last", "@%p bra END;", "", "race"),
     ("an early stage release", "pipeline", f"{_WAIT}\n    {_RELEASE}", f"{_RELEASE}\n    {_WAIT}", "race"),
+    ("stores that the tensor core may not see", "stored", "fence.proxy.async;", "", "race"),
+    ("stores that it may not see yet", "stored", "bar.sync 0;", "", "race|uninitialised"),
     ("products that are never waited for", "pipeline", _WAIT, "", "race"),
     (
         "accumulators read before the wait",

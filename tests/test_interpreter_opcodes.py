@@ -1,4 +1,4 @@
-"""The interpreter, opcode by opcode: each against plain Python integers, or float64, on random and on extreme operands."""
+"""The interpreter, opcode by opcode: against plain Python integers, or float64, on random and on extreme operands."""
 
 import math
 import struct

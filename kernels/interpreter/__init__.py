@@ -3,5 +3,19 @@
 from .faults import KINDS, Fault
 from .launch import Report, interpret, prepare, run
 from .ptx import parse
+from .step import Moment, record, show
+from .tensor_map import TensorMap
 
-__all__ = ["KINDS", "Fault", "Report", "interpret", "parse", "prepare", "run"]
+__all__ = [
+    "KINDS",
+    "Fault",
+    "Moment",
+    "Report",
+    "TensorMap",
+    "interpret",
+    "parse",
+    "prepare",
+    "record",
+    "run",
+    "show",
+]

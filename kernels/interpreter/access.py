@@ -127,7 +127,7 @@ def _load_param(wave: Any, f: Any, at: Any, size: int) -> Any:
 def _local_places(wave: Any, f: Any, at: Any, size: int) -> np.ndarray:
     at = f.full(at)
     limit = wave.program.local_size
-    lanes = np.arange(wave.size) if f.whole else f.lanes
+    lanes = wave.every_lane if f.whole else f.lanes
     if (at & (size - 1)).any():
         first = int(np.flatnonzero(at & (size - 1))[0])
         raise wave.fault("misaligned", f, f"byte {int(at[first])} of local memory", int(lanes[first]))

@@ -1,7 +1,8 @@
 """Opcodes of asynchronous copies by threads: cp.async, its groups and their waits.
 
-A copy reads its source when it is issued and lands in shared memory when its thread waits for it, as late as it may:
-what touches these bytes earlier is reported. Once waited for, it counts as a write of its thread; others need a barrier.
+A copy reads its source when it is issued and lands in shared memory when its thread waits for it, as late as it may;
+what touches these bytes earlier is reported. Once waited for, it counts as a write of its thread: others need a
+barrier.
 """
 
 from __future__ import annotations

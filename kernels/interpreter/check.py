@@ -1,7 +1,7 @@
 """The check of a CUDA kernel without a GPU: interpreted, and compared with the definition in float64.
 
-Its verdict is "interpreted", not "right": it says what the PTX means, as we read the PTX ISA. What ptxas and a GPU make of
-it is another matter.
+Its verdict is "interpreted", not "right": it says what the PTX means, as we read the PTX ISA. What ptxas and a GPU make
+of it is another matter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SCHEDULE = 1  # the seed of the one other schedule that each kernel is run under
 def check_interpreted(kernel: Kernel, case: Case, dtype: str, seed: int | None = None) -> Result:
     """Check a CUDA kernel on one case and dtype; ValueError where it does not take them.
 
-    Outputs are full of NaN first, inputs must be unchanged, and the interpreter watches every access. seed: the schedule
-    of `launch.run`. A `Fault` is a failure of the name of its kind.
+    Outputs are full of NaN first, inputs must be unchanged, and the interpreter watches every access. seed: the
+    schedule of `launch.run`. A `Fault` is a failure of the name of its kind.
     """
     trial = Trial(kernel.problem, case, dtype)
     if not trial.suits(kernel):

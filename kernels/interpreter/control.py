@@ -76,6 +76,18 @@ def needs_clocks(i: Instruction) -> bool:
     return "arrive" in i.modifiers or not zero or (len(i.operands) > 1 and "sync" in i.modifiers)
 
 
-for _name in ("fence", "membar", "setmaxnreg", "griddepcontrol", "nanosleep"):
-    # The order that fences give is only modelled where a barrier, an mbarrier or an atomic carries it.
+@opcode("fence", SYNCHRONISATION)
+def _fence(i: Instruction) -> Callable:
+    """fence.proxy.async orders ordinary stores before asynchronous reads; a fence for the GPU is what the atomics after
+    it hand on to other blocks. Others only matter beside a barrier or mbarrier, which carries the order here."""
+    if i.modifiers[0] == "proxy":
+        return (lambda wave, f: wave.shared.shadow.fence(f)) if "async" in i.modifiers[1] else (lambda wave, f: None)
+    if {"gpu", "sys", "gl"} & set(i.modifiers):
+        return lambda wave, f: wave.globals.fence(f)
+    return lambda wave, f: None
+
+
+opcode("membar", SYNCHRONISATION)(_fence)
+
+for _name in ("setmaxnreg", "griddepcontrol", "nanosleep"):
     opcode(_name, SYNCHRONISATION)(lambda i: lambda wave, f: None)

@@ -111,7 +111,7 @@ def conversion(i: Instruction, to: str, kind: str) -> Callable:
         return lambda a: _to_integer(np.asarray(a).astype(F64), dtype, modifiers)
     if kind[0] in "us" or kind == "f64":
         directed = {"rm", "rp", "rz"} & set(modifiers)
-        if directed and (to != "f32" or kind[1:] == "64" and kind[0] != "f"):
+        if directed and (to != "f32" or (kind[1:] == "64" and kind[0] != "f")):
             raise unknown(i)
         if directed:
             return lambda a: to_float32(np.asarray(a).astype(F64), modifiers)

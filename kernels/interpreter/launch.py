@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
 from ..cuda.launch import by_value, is_array
+from . import access, arithmetic, asynchronous, bulk, control, convert, matrices, shared, warps, wgmma  # noqa: F401  (their opcodes enter the table)
 from .memory import Arena
 from .opcodes import TABLE, unknown
-from .ptx import SIZES, Function, Instruction, Module, parse
+from .ptx import SIZES, Function, Instruction, parse
 from .tensor_map import TensorMap
 from .wave import Counts, Fragment, Program, Step, Wave
 
 LANES = 8192  # threads that run at once, where the grid has as many
+LIMIT = 5_000_000  # steps of one wave of blocks: minutes, and a hundred times what any kernel of ours takes in tests
 
 
 @dataclass
@@ -55,16 +56,20 @@ def run(
     names: Sequence[str] = (),
     seed: int | None = None,
     lanes: int = LANES,
+    limit: int = LIMIT,
     watch: Callable[[Wave, Fragment, Step], None] | None = None,
 ) -> Report:
     """Run a kernel of a PTX text on the CPU, and write its results into the arrays it was given.
 
     name: the kernel's name in the text. grid, block: up to three sizes, x first. args: one per parameter: an array
-    (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of dynamic shared
-    memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them in bursts, in
-    an order that it determines. lanes: how many threads to run at once. watch(wave, fragment, step) is called before
-    every instruction. Raises Fault where the kernel does what it must not, NotImplementedError where it uses
-    what is not in the opcode table, and ValueError or TypeError for arguments that do not fit.
+    (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of
+    dynamic shared memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them
+    in bursts, in an order that it determines. lanes: how many threads to run at once. limit: the steps after which blocks that
+    still run are taken to run for ever. watch(wave, fragment, step) is
+    called before every instruction.
+
+    Raises Fault where the kernel does what it must not, NotImplementedError where it uses what is not in the opcode
+    table, and ValueError or TypeError for arguments that do not fit.
     """
     program = prepare(text, name)
     grid, block = _sizes(grid, "grid"), _sizes(block, "block")
@@ -84,7 +89,9 @@ def run(
         at_once = min(at_once, 4)
     report, begin = Report(name), time.perf_counter()
     for first in range(0, len(ids), at_once):
-        wave = Wave(program, arena, parameters, ids[first : first + at_once], grid, block, shared_bytes, random, watch)
+        wave = Wave(
+            program, arena, parameters, ids[first : first + at_once], grid, block, shared_bytes, random, watch, limit
+        )
         wave.run()
         report.counts.instructions += wave.counts.instructions
         report.counts.lanes += wave.counts.lanes

@@ -44,6 +44,7 @@ class Arena:
         self.granule, self.timeline = granule, Timeline()
         self.allocations: list[Allocation] = []
         self.symbols: dict[str, int] = {}
+        self.blocks = Blocks()
         self.size = 0
         self.bytes = np.zeros(0, np.uint8)
 
@@ -90,7 +91,7 @@ class Arena:
         Lanes that touch several arrays at once are served by `split`.
         """
         places = fragment.full(address).astype(np.int64) - BASE
-        lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
+        lanes = wave.every_lane if fragment.whole else fragment.lanes
         low, high = int(places.min()), int(places.max()) + size
         if (wrong := places & (size - 1)).any():
             first = int(np.flatnonzero(wrong)[0])
@@ -141,9 +142,34 @@ class _SeveralArrays(Exception):
     """Lanes of one instruction touch several arrays."""
 
 
+class Blocks:
+    """What blocks know of each other ("the last block sums up").
+
+    Who makes an atomic operation learns of all that those who made one there before did before their last fence. A
+    fence counts for the whole block, whose threads meet at a barrier.
+    """
+
+    def __init__(self) -> None:
+        self.fenced: dict[int, int] = {}  # block -> tick of its last fence
+        self.known: dict[int, dict[int, int]] = {}  # block -> block -> tick
+        self.left: dict[int, dict[int, int]] = {}  # what was known to those who were at a place
+
+    def meet(self, place: int, block: int) -> None:
+        """A block makes an atomic operation at a place."""
+        known, left = self.known.setdefault(block, {}), self.left.setdefault(place, {})
+        for other, tick in left.items():
+            known[other] = max(known.get(other, -1), tick)
+        left.update(known)
+        left[block] = self.fenced.get(block, -1)
+
+    def before(self, others: np.ndarray, ticks: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """Whether what `others` did at `ticks` happened before what `blocks` do now."""
+        triples = zip(others.tolist(), ticks.tolist(), blocks.tolist(), strict=True)
+        return np.array([tick < self.known.get(block, {}).get(other, -1) for other, tick, block in triples], bool)
+
+
 class GlobalShadow:
-    """Who wrote and read each granule of an array in this launch. Blocks are ordered by nothing: an access of one
-    block to what another one writes is a race, unless both are atomic. (0: nobody; else 1 + number of the thread.)"""
+    """Who wrote and read each granule of an array in this launch. (0: nobody; else 1 + number of the thread.)"""
 
     def __init__(self, granules: int):
         self.writer = np.zeros(granules, np.int64)
@@ -248,6 +274,8 @@ class GlobalMemory:
         mates = (old - 1) % wave.threads // 32 == wave.thread[lanes] // 32
         same_warp = local & (old > 0) & mates & (read_at < wave.order.warp_floor[wave.warp[lanes]])
         bad = (old != _NOBODY) & (old != me) & ~by_barrier & ~same_warp
+        if self.arena.blocks.known and (far := bad & ~local & (old > 0)).any():
+            bad[far] = ~self.arena.blocks.before(owner[far], read_at[far], block[far])
         if bad.any():
             first = tuple(np.argwhere(bad)[0])
             place = wave.place(wave.arena.timeline.places[int(read_at[first])])
@@ -270,6 +298,14 @@ class GlobalMemory:
     def atomic(self, array: Allocation, places: Any, size: int, lanes: Any, fragment: Fragment) -> None:
         """Check and remember an atomic operation."""
         self.note_write(array, places, size, lanes, fragment, atomic=True)
+        if self.arena.blocks.fenced:
+            for place, block in dict.fromkeys(zip(places.tolist(), self.block[lanes].tolist(), strict=True)):
+                self.arena.blocks.meet(place, block)
+
+    def fence(self, fragment: Fragment) -> None:
+        """The blocks of the fragment execute a fence for all of the GPU."""
+        for block in np.unique(self.block[fragment.lanes]).tolist():
+            self.arena.blocks.fenced[block] = self.arena.timeline.now
 
     def _check_writer(self, shadow: GlobalShadow, g: Any, me: Any, lanes: Any, fragment: Fragment, verb: str, strong):
         wave = self.wave
@@ -282,6 +318,8 @@ class GlobalMemory:
         lanes, writer, ticks = lanes[bad], writer[bad] - 1, shadow.written_at[g][bad]
         here = writer // wave.threads == self.block[lanes]
         wrong = ~here | ~wave.order.before(np.where(here, writer % wave.threads, -1), ticks, lanes)
+        if self.arena.blocks.known and (far := wrong & ~here).any():
+            wrong[far] = ~self.arena.blocks.before(writer[far] // wave.threads, ticks[far], self.block[lanes[far]])
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
             other, place = int(writer[first]), wave.place(wave.arena.timeline.places[int(ticks[first])])

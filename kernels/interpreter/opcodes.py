@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .ptx import Immediate, Instruction, Negated, Operand, Register, Special, Symbol, Vector
+from .ptx import Immediate, Instruction, Negated, Operand, Register, Special, Symbol
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(kind)
@@ -41,7 +41,8 @@ U32, S32, U64, F32, F64 = (DTYPES[t] for t in ("u32", "s32", "u64", "f32", "f64"
 
 class Opcode(NamedTuple):
     """section: of the PTX ISA. build: from an instruction to what executes it, `(wave, fragment) -> waits`. together:
-    how many neighbouring lanes execute it at once, 32 for a warp; 0 where each goes alone. control: whether it may change which lanes run."""
+    how many neighbouring lanes execute it at once, 32 for a warp; 0 where each goes alone. control: whether it may
+    change which lanes run."""
 
     section: str
     build: Callable[[Instruction], Callable]

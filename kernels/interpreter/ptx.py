@@ -18,7 +18,8 @@ SIZES |= dict.fromkeys(("b64", "u64", "s64", "f64"), 8) | {"b128": 16}
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+) | (?P<string>"[^"]*")
-      | (?P<number>0[fF][0-9a-fA-F]{8}\b | 0[dD][0-9a-fA-F]{16}\b | 0[xX][0-9a-fA-F]+U? | \d+\.\d*(?:[eE][+-]?\d+)? | \d+U?)
+      | (?P<number>0[fF][0-9a-fA-F]{8}\b | 0[dD][0-9a-fA-F]{16}\b | 0[xX][0-9a-fA-F]+U?
+          | \d+\.\d*(?:[eE][+-]?\d+)? | \d+U?)
       | (?P<name>[.%$A-Za-z_][\w$]*(?:(?:\.|::)[\w$]+)*)
       | (?P<mark>[][{}()<>;:,=|@!+\-])""",
     re.VERBOSE,
@@ -123,12 +124,14 @@ class Variable:
 
 @dataclass(eq=False)
 class Function:
-    """A kernel (`.entry`). registers: the declared type of each. labels: name to index of an instruction. limits:
+    """A kernel (`.entry`). registers, register_names: the declared type and the name
+    of each. labels: name to index of an instruction. limits:
     .maxntid and the like."""
 
     name: str
     parameters: list[Variable] = field(default_factory=list)
     registers: list[str] = field(default_factory=list)
+    register_names: list[str] = field(default_factory=list)
     variables: dict[str, Variable] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -401,6 +404,7 @@ class _FunctionParser:
         for each in names:
             self.scopes[-1][each] = Register(each, len(self.function.registers), kind)
             self.function.registers.append(kind)
+            self.function.register_names.append(each)
 
     def lookup(self, name: str) -> Operand:
         for scope in reversed(self.scopes):

@@ -1,8 +1,8 @@
 """What orders two accesses, and the shadow of memory that finds those which nothing orders.
 
 Every access that an instruction makes is an event with a number, its tick; `Timeline.places` remembers the instruction.
-Shadow memory keeps, per granule (the smallest size that the kernel accesses), who wrote last and when. An access by another
-thread is a race unless a barrier lies between the two:
+Shadow memory keeps, per granule (the smallest size that the kernel accesses), who wrote last and when. An access by
+another thread is a race unless a barrier lies between the two:
 
     every access before `Order.floor[block]` happened before a barrier of the whole block;
     within a warp, every access before `Order.warp_floor[warp]` before a bar.warp.sync;
@@ -201,6 +201,9 @@ class Shadow:
     def close(self) -> None:
         """A barrier is about to pass."""
 
+    def fence(self, fragment: Fragment) -> None:
+        """fence.proxy.async, which matters to asynchronous units only."""
+
 
 class Intervals(Shadow):
     """For kernels whose only barriers are those of whole blocks and warps.
@@ -257,6 +260,7 @@ class Clocks(Shadow):
         agents = _MBARRIERS + -(-wave.threads // 128)
         self.order.start_clocks(agents)
         self.mbarriers = [0] * wave.blocks
+        self.fenced = np.full((wave.blocks, wave.threads), -1, np.int32)  # when a thread last did fence.proxy.async
         self.read_at = np.zeros((granules, wave.threads + agents), np.int32)  # tick + 1; committed where touched
 
     def new_agent(self, block: int) -> int:
@@ -283,7 +287,18 @@ class Clocks(Shadow):
             self._check(granules[bad], ticks[bad], lanes[:1], fragment, reading=True, atomic=False)
             first = int(np.flatnonzero(bad)[0])
             self.race(int(lanes[0]), "multiplies", int(writers[first]), "wrote", int(ticks[first]), fragment)
+        ordinary = (writers >= 0) & (writers < wave.threads)
+        fence = np.maximum(self.fenced[block, np.where(ordinary, writers, 0)], self.fenced[block, threads].max())
+        if (unseen := ordinary & (fence <= ticks)).any():
+            writer = int(writers[np.flatnonzero(unseen)[0]])
+            text = f"it multiplies what thread {writer} stored, with no fence.proxy.async between"
+            raise wave.fault("race", fragment, text, int(lanes[0]))
         self.read_at[granules, self.warpgroup_agent(int(threads[0]))] = order.timeline.tick(fragment.pc - 1) + 1
+
+    def fence(self, fragment: Fragment) -> None:
+        """fence.proxy.async: asynchronous units may read what the fragment's threads stored or have learnt of."""
+        lanes = fragment.lanes
+        self.fenced[self.wave.block[lanes], self.wave.thread[lanes]] = self.order.timeline.now
 
     def note_read(self, tick: int, granules: np.ndarray, lanes: np.ndarray) -> None:
         self.read_at[granules, np.broadcast_to(self.wave.thread[lanes], granules.shape)] = tick + 1

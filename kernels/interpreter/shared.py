@@ -36,7 +36,7 @@ class Shared:
         """Addresses of a fragment's lanes -> (places in `bytes`, lanes). Raises Fault."""
         wave = self.wave
         address = fragment.full(address).astype(np.int64)
-        lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
+        lanes = wave.every_lane if fragment.whole else fragment.lanes
         if not len(address):
             return address, lanes
         if (wrong := address & (size - 1)).any():

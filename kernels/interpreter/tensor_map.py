@@ -14,9 +14,9 @@ BYTES = 128  # of CUtensorMap
 class TensorMap:
     """A tensor in global memory and the box that one copy moves; an argument of a launch, passed by value.
 
-    array: C-contiguous; its last axis is coordinate 0. box: sizes of a tile, coordinate 0 first. swizzle: "none", "32B",
-    "64B" or "128B". Elements outside the array read as zero. Raises ValueError for what cuTensorMapEncodeTiled refuses
-    (CUDA driver API, "Tensor Map Object Management").
+    array: C-contiguous; its last axis is coordinate 0. box: sizes of a tile, coordinate 0 first. swizzle: "none",
+    "32B", "64B" or "128B". Elements outside the array read as zero. Raises ValueError for what cuTensorMapEncodeTiled
+    refuses (CUDA driver API, "Tensor Map Object Management").
     """
 
     array: np.ndarray

@@ -19,7 +19,7 @@ class Warps:
 
     def __init__(self, wave: Any, fragment: Any):
         self.wave, self.fragment = wave, fragment
-        self.lanes = np.arange(wave.size) if fragment.whole else fragment.lanes
+        self.lanes = wave.every_lane if fragment.whole else fragment.lanes
         warps, self.row = np.unique(wave.warp[self.lanes], return_inverse=True)
         self.column, self.rows = wave.laneid[self.lanes], len(warps)
         self.here = np.zeros((self.rows, 32), bool)
@@ -39,6 +39,8 @@ class Warps:
     def members(self, mask: Any) -> np.ndarray:
         """The lanes that a member mask names, (warps, 32). Raises Fault where lanes of a warp that are here give
         different masks, do not name themselves, or name a live lane that is elsewhere."""
+        if not np.ndim(mask) and mask == 0xFFFFFFFF and self.fragment.whole and self.here.all():
+            return self.here
         words = self.matrix(mask)
         named = (words[:, :, None] >> np.arange(32, dtype=np.uint32) & 1).astype(bool)  # warp, lane, lane that it names
         own = named[:, np.arange(32), np.arange(32)]

@@ -102,7 +102,7 @@ class Wave:
     """Some blocks of a launch.
 
     block_ids: the x, y, z of each block, shape (blocks, 3). grid, block: (x, y, z). schedule: None runs all warps in
-    step; a random generator runs them in bursts, in random order.
+    step; a random generator runs them in bursts, in random order. limit: how many instructions it may take.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Wave:
         shared_bytes: int,
         schedule: np.random.Generator | None = None,
         watch: Callable[[Wave, Fragment, Step], None] | None = None,
+        limit: int = 1 << 62,
     ):
         self.program, self.arena, self.parameters = program, arena, parameters
         self.threads, self.blocks = int(np.prod(block)), len(block_ids)
@@ -126,6 +127,7 @@ class Wave:
         warps = -(-self.threads // 32)
         self.warp = self.block * warps + self.thread // 32  # within the wave
         self.laneid = self.thread % 32
+        self.every_lane = np.arange(self.size)
         self.warps = warps * self.blocks
         self.registers: list[Any] = [None] * len(program.function.registers)
         self.order = Order(self)
@@ -141,7 +143,7 @@ class Wave:
         self.units: dict[type, Any] = {}  # asynchronous units, by class
         self.busy: dict[int, np.ndarray] = {}  # registers that wgmma holds, and for which lanes
         self.counts = Counts()
-        self.watch, self.random = watch, schedule
+        self.watch, self.random, self.limit = watch, schedule, limit
         self._guarded: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
     # Running
@@ -200,6 +202,9 @@ class Wave:
             step = steps[fragment.pc]
             counts.instructions += 1
             counts.lanes += fragment.count
+            if counts.instructions > self.limit:
+                fragment.pc += 1
+                raise self.fault("deadlock", fragment, f"the kernel still runs after {self.limit:,} instructions")
             if self.watch is not None:
                 self.watch(self, fragment, step)
             fragment.pc += 1
@@ -245,8 +250,8 @@ class Wave:
         return True
 
     def part_waits(self, fragment: Fragment, part: np.ndarray, what: str) -> bool:
-        """A part of the fragment's lanes, one truth value for each, waits here for `what` and runs the instruction again
-        when `wake(what)` is called. The others go on."""
+        """A part of the fragment's lanes, one truth value for each, waits here for `what`, and runs the instruction
+        again when `wake(what)` is called. The others go on."""
         mask = np.zeros(self.size, bool)
         mask[np.arange(self.size)[fragment.lanes][part]] = True
         self.parked.append((what, Fragment(fragment.pc - 1, mask, fragment.strand)))
@@ -466,7 +471,7 @@ def lane_of(mask: np.ndarray) -> int:
 
 def view_as(value: Any, dtype: np.dtype) -> Any:
     """The same bits as another type; of a wider register, its low bits; of a narrower one, zeros above."""
-    if value.dtype == bool or dtype == bool:
+    if "b" in (value.dtype.kind, dtype.kind):
         return value.astype(dtype)
     if value.dtype.itemsize != dtype.itemsize:
         value = value.view(_UNSIGNED[value.dtype.itemsize]).astype(_UNSIGNED[dtype.itemsize])

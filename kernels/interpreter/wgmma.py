@@ -1,9 +1,9 @@
 """Opcodes of asynchronous warpgroup matrices: wgmma.mma_async and its groups.
 
-The operands are read, and the accumulators written, when the warpgroup waits for the group: as late as the hardware may.
-From issue to wait the shared memory counts as being read by the warpgroup's tensor core, which has an entry of its own in
-the vector clocks; a stage that is released before the wait is therefore always a race with whoever fills it again, whichever
-comes first in this run. The accumulators may not be touched in between.
+The operands are read, and the accumulators written, when the warpgroup waits for the group: as late as the hardware
+may. From issue to wait the shared memory counts as being read by the warpgroup's tensor core, which has an entry of its
+own in the vector clocks; a stage that is released before the wait is therefore always a race with whoever fills it
+again, whichever comes first in this run. The accumulators may not be touched in between.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Warpgroups:
 
 def _firsts(wave: Any, f: Any) -> np.ndarray:
     """The first lane of each warpgroup of the fragment; Fault where one is not whole."""
-    lanes = np.arange(wave.size) if f.whole else f.lanes
+    lanes = wave.every_lane if f.whole else f.lanes
     whole = f.count % 128 == 0 and (wave.thread[lanes] % 128 == np.tile(np.arange(128), f.count // 128)).all()
     if not whole:
         raise wave.fault("divergent", f, "it needs all 128 threads of the warpgroup", int(lanes[0]))
@@ -230,7 +230,8 @@ def _operand(
         raise NotImplementedError("matrix descriptors with a base offset")
     at = element_places(descriptor, rows, k, size, transposed)
     if at.min() < BASE or at.max() + size > shared.limit:
-        text = f"a matrix from {int(at.min()) - BASE} to {int(at.max()) + size - BASE} in shared memory of {shared.limit - BASE} bytes"
+        reach = f"{int(at.min()) - BASE} to {int(at.max()) + size - BASE}"
+        text = f"a matrix from byte {reach} of shared memory, which has {shared.limit - BASE}"
         raise wave.fault("bad descriptor", f, text, first)
     at = at + block * shared.stride
     mode = _MODE[descriptor >> 62 & 3]
