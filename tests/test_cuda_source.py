@@ -10,6 +10,7 @@ import minires.kernels  # noqa: F401  (registers)
 import numpy as np
 import pytest
 from minires.kernels import registry
+from minires.kernels.checking import Trial
 from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda import launch as launches
 from minires.kernels.cuda.gpu import choose_arch
@@ -59,9 +60,21 @@ def test_every_kernel_compiles_for_every_arch_without_spills():
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_problem_has_a_cuda_kernel():
-    for problem in registry.problems():
-        assert registry.kernels(problem.name, "cuda"), problem.name
+TRAINING = """
+add_fprop avgpool2d_bwd avgpool2d_fprop batchnorm2d_bwd batchnorm2d_fprop_infer batchnorm2d_fprop_train
+conv2d_dgrad conv2d_fprop conv2d_wgrad linear_dgrad linear_fprop linear_wgrad maxpool2d_bwd maxpool2d_fprop relu_bwd
+relu_fprop
+sgd_step softmax_cross_entropy_bwd softmax_cross_entropy_fprop""".split()
+
+
+@pytest.mark.parametrize("problem", TRAINING)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_case_of_training_has_a_cuda_kernel(problem, dtype):
+    """So that no ResNet needs cuBLAS or cuDNN, whatever its shapes."""
+    for case in registry.problem(problem).cases:
+        if "test" in case.tags:
+            trial = Trial(registry.problem(problem), case, dtype)
+            assert any(trial.suits(k) for k in registry.kernels(problem, "cuda")), case.name
 
 
 def test_every_function_has_a_source_of_its_own_entry():
