@@ -357,7 +357,7 @@ class _FunctionParser:
         name = self.lookup(p.next())
         assert isinstance(name, Target)
         p.expect(":")
-        if p.peek().startswith("."):
+        if p.peek() == ".branchtargets":
             raise NotImplementedError(f"line {p.line()}: {p.peek()}, the targets of an indirect branch")
         self.function.labels[name.name] = len(self.function.instructions)
 
