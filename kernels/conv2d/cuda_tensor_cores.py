@@ -102,7 +102,20 @@ def _only_by_name(*arrays: Any, **params: Any) -> float:
 
 
 _register("tensor", _HALVES, error_factor=1, note=_NOTE)
-_register("tf32", _SINGLE, error_factor=8192 + 32, rank=_only_by_name, exact=False, note="factors rounded to TF32; only by name")
 _register(
-    "3xtf32", _SINGLE, 3, error_factor=64, rank=_only_by_name, exact=False, note="three products of split factors; only by name"
+    "tf32",
+    _SINGLE,
+    error_factor=8192 + 32,
+    rank=_only_by_name,
+    exact=False,
+    note="factors rounded to TF32; only by name",
+)
+_register(
+    "3xtf32",
+    _SINGLE,
+    3,
+    error_factor=64,
+    rank=_only_by_name,
+    exact=False,
+    note="three products of split factors; only by name",
 )
