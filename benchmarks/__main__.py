@@ -4,11 +4,14 @@ import sys
 
 from cyclopts import App
 
+from .fuzz import fuzz
 from .kernels import kernels
 from .loader import loader
 from .memory import memory
 from .networks import networks
+from .readme import readme
 from .resume_cycles import resume_cycles
+from .roofline import roofline
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
 app.default(kernels)
@@ -16,6 +19,9 @@ app.command(networks)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
+app.command(fuzz)
+app.command(roofline)
+app.command(readme)
 
 if __name__ == "__main__":
     try:

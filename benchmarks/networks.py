@@ -1,14 +1,11 @@
-"""Images per second of a training step, beside PyTorch: each library in a process of its own, measured in turn.
+"""Whole networks beside their peers: training steps, inference, memory. Each library in a process of its own, in turn.
 
-All start from the same weights and images, and the losses of their first steps must agree before anything is timed.
+All start from the same weights and images, and what their first steps gave must agree before anything is timed. The
+ratio is minires' time over the best peer's, round by round; its median counts.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,160 +13,205 @@ import numpy as np
 from minires.kernels.cpu.jit import get_num_threads  # pyright: ignore[reportMissingImports]
 from minires.kernels.timing import timing  # pyright: ignore[reportMissingImports]
 
-from .peers import load_torch
+from .contestants import CONTESTANTS, INFERENCE_ONLY, missing
+from .layers import NETWORKS, floor_seconds
+from .peaks import measure, measure_sgemm
 from .provenance import write
+from .turns import best, in_turn, ratio
+from .worker import Worker
 
-LEARNING: dict[str, Any] = dict(lr=0.1, momentum=0.9, weight_decay=1e-4)
-_PAUSE = 0.5  # seconds in which the threads of the library measured before stop spinning
-SETUPS = ("minires", "torch", "torch_channels_last")
+OURS = "minires"
+WHAT, PRECISIONS = ("train", "infer", "memory"), ("fp32", "bf16")
+GROUP = ("model", "batch", "size", "what", "precision")
+# Relative to the norm. Gradients: a ReLU whose input is almost 0 goes either way, and bfloat16 has 8 bits.
+ERROR, GRADIENT_ERROR = {"fp32": 1e-4, "bf16": 0.05}, {"fp32": 0.03, "bf16": 0.5}
+_PAUSE = 0.2  # seconds in which the threads of the library measured before stop spinning
+_TURN = 0.5  # seconds of a turn, at least one step
+_MIB = 2**20
 
 
 def networks(
-    model: str = "resnet20",
-    /,
     *,
-    batch: int = 128,
-    size: int = 32,
-    rounds: int = 10,
-    steps: int = 5,
+    device: str = "cpu",
+    only: str = ",".join(NETWORKS),
+    what: str = "train,infer",
+    precision: str = "fp32,bf16",
+    peers: str = "",
+    seconds: float = 60.0,
+    least: int = 3,
+    batch: int = 0,
+    size: int = 0,
     output: Path | None = None,
 ) -> None:
-    """Time a training step (forward, backward, SGD) of a network, float32, on the CPU.
+    """Time whole networks on the CPU: a training step (forward, backward, SGD) and inference, with their peers.
+
+    Lists are written with commas. A peer that compiles does so at its first run, for a minute, and keeps it on disk.
 
     Parameters
     ----------
-    model
-        Name of the model; beside PyTorch only the CIFAR ResNets (resnet20, resnet32, ...).
+    device
+        "cpu".
+    only
+        Names of networks.
+    what
+        train, infer, memory (peak resident memory of training above the idle process).
+    precision
+        fp32, bf16.
+    peers
+        Only these peers; none: `--peers none`.
+    seconds
+        Of timing for each row; starting and checking come before.
+    least
+        Rounds at least, however long they take.
     batch
-        Images per step.
+        Images per step; 0: as the benchmark has it for this network.
     size
-        Their height and width.
-    rounds
-        How often each library is measured, in turn.
-    steps
-        Training steps per measurement.
+        Their height and width; 0: as the benchmark has it.
     output
         The CSV file to write, instead of one named after this machine in benchmarks/results.
     """
-    threads = get_num_threads()
-    setups = SETUPS if load_torch(threads) is not None else SETUPS[:1]
-    workers = {name: _Worker(name, model, batch, size, threads) for name in setups}
-    try:
-        losses = {name: worker.read() for name, worker in workers.items()}
-        print("first losses: " + ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items()))
-        if max(losses.values()) - min(losses.values()) > 1e-3:
-            raise RuntimeError("the libraries do not compute the same network: nothing is timed")
-        samples: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(rounds):
-            for name, worker in workers.items():
-                samples[name].append(worker.measure(steps))
-    finally:
-        for worker in workers.values():
-            worker.close()
-    rows = []
-    for name, seconds in samples.items():
-        t = timing(seconds)
-        speeds = {"median": batch / t.median, "p20": batch / t.p80, "p80": batch / t.p20}
-        columns = {f"{which}_images_per_s": f"{speed:.1f}" for which, speed in speeds.items()}
-        rows.append(dict(model=model, batch=batch, size=size, library=name, n=t.n) | columns)
-        print(f"{name:22} {speeds['median']:8.1f} images/s  ({speeds['p20']:.1f} to {speeds['p80']:.1f})")
-    print(f"written to {write('networks', rows, threads, output)}")
+    if device != "cpu":
+        raise ValueError(f"device {device!r}: these benchmarks run on 'cpu'")
+    models = _listed("only", only, NETWORKS)
+    wanted = _listed("peers", peers, [*CONTESTANTS, "none"]) if peers else [*CONTESTANTS]
+    threads, files = get_num_threads(), set()
+    for model in models:
+        usual_batch, usual_size = NETWORKS[model]
+        for task in _listed("what", what, WHAT):
+            for one in _listed("precision", precision, PRECISIONS):
+                row = _Row(model, batch or usual_batch, size or usual_size, task, one, threads)
+                found = row.memory(wanted) if task == "memory" else row.time(wanted, seconds, least)
+                if found:
+                    name = "networks-memory" if task == "memory" else "networks"
+                    files.add(write(name, found, threads, output, group=GROUP))
+    for file in sorted(files):
+        print(f"written to {file}")
 
 
-class _Worker:
-    """A process that trains when told to, and sleeps in between."""
-
-    def __init__(self, *arguments: object):
-        command = [sys.executable, "-m", "benchmarks.networks", *map(str, arguments)]
-        folder = Path(__file__).parent.parent
-        self.process = subprocess.Popen(
-            command, cwd=folder, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def read(self) -> float:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a worker ended: {' '.join(map(str, self.process.args))}")  # pyright: ignore
-        return float(line)
-
-    def measure(self, steps: int) -> float:
-        """Seconds per step."""
-        assert self.process.stdin is not None
-        time.sleep(_PAUSE)
-        print(steps, file=self.process.stdin, flush=True)
-        return self.read()
-
-    def close(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
+def _listed(what: str, text: str, known: Any) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--{what} {name!r} is not one of {', '.join(known)}")
+    if not names:
+        raise ValueError(f"--{what} is empty; there are {', '.join(known)}")
+    return names
 
 
-def _fill(parameters: Any) -> None:
-    """The same parameters in every library: weights drawn from the parameter's name, biases 0."""
-    for name, array in parameters:
-        if name.endswith("bias"):
-            array[...] = 0
-        elif array.ndim > 1:
-            rng = np.random.default_rng(zlib.crc32(name.encode()))
-            array[...] = rng.standard_normal(array.shape) * (2 / array[0].size) ** 0.5
+class _Row:
+    """One row of the table: a network, what it does, in which precision."""
+
+    def __init__(self, model: str, batch: int, size: int, what: str, precision: str, threads: int):
+        self.head = dict(model=model, batch=batch, size=size, what=what, precision=precision)
+        self.model, self.batch, self.size, self.what = model, batch, size, what
+        self.precision, self.threads = precision, threads
+        print(f"\n{model}, batch {batch}, {size}x{size}, {what}, {precision}", flush=True)
+
+    def start(self, wanted: list[str]) -> dict[str, Worker]:
+        """minires and the peers, each having shown that it computes the same. Those that cannot are named."""
+        names = [name for name in CONTESTANTS if name == OURS or name in wanted]
+        if self.what != "infer":
+            names = [name for name in names if name not in INFERENCE_ONLY]
+        workers, first = {}, {}
+        for name in names:
+            if lacking := missing(name):
+                print(f"  {name}: skipped, {lacking} not installed")
+                continue
+            numbers = (self.batch, self.size, self.threads)
+            task = "infer" if self.what == "infer" else "train"
+            workers[name] = Worker("benchmarks.contestants", name, task, self.precision, self.model, *numbers)
+        for name, worker in [*workers.items()]:
+            trouble = ""
+            try:
+                message = worker.read()
+                first[name] = message.get("first", {})
+                trouble = message.get("unavailable", "")
+            except RuntimeError as error:
+                trouble = str(error).strip()
+                if name == OURS:
+                    _close(workers)
+                    raise
+            if not trouble and name != OURS and OURS in workers:
+                result, gradients = _differences(first[OURS], first[name])
+                errors = f"error {result:.1e}" + (f", of gradients {gradients:.1e}" if self.what != "infer" else "")
+                if result <= ERROR[self.precision] and gradients <= GRADIENT_ERROR[self.precision]:
+                    print(f"  {name}: agrees, {errors}")
+                else:
+                    trouble = f"it computes something else: {errors}"
+            if trouble:
+                print(f"  {name}: skipped, {trouble}", flush=True)
+                workers.pop(name).close()
+        return workers
+
+    def time(self, wanted: list[str], seconds: float, least: int) -> list[dict[str, Any]]:
+        """The rows of the results file, one for each library."""
+        workers = self.start(wanted)
+        try:
+            peaks = measure()
+            print(f"  {peaks}; {self.threads} threads", flush=True)
+            rivals = {name: worker.measure for name, worker in workers.items()}
+            samples = in_turn(rivals, seconds, _TURN, _PAUSE, least) if rivals else {}
+        finally:
+            _close(workers)
+        fastest = best(samples, [name for name in samples if name != OURS])
+        floor = floor_seconds(self.model, self.batch, self.size, peaks, self.what == "train")
+        of_floor = self.precision == "fp32"  # the peaks are float32's
+        rows = []
+        for name in sorted(samples, key=lambda name: timing(samples[name]).median):
+            t = timing(samples[name])
+            ours = ratio(samples, OURS, name) if OURS in samples else None
+            rows.append(
+                self.head
+                | dict(library=name, best=int(name == fastest), n=t.n, median_ms=f"{t.median * 1e3:.4g}")
+                | dict(p20_ms=f"{t.p20 * 1e3:.4g}", p80_ms=f"{t.p80 * 1e3:.4g}")
+                | dict(images_per_s=f"{self.batch / t.median:.4g}", ratio=f"{ours.median:.3f}" if ours else "")
+                | dict(ratio_p20=f"{ours.p20:.3f}" if ours else "", ratio_p80=f"{ours.p80:.3f}" if ours else "")
+                | dict(floor_ms=f"{floor * 1e3:.4g}", of_floor=f"{floor / t.median:.3f}" if of_floor else "")
+                | peaks.columns()
+            )
+            print(_line(rows[-1]))
+        print(f"  sgemm afterwards {measure_sgemm() / 1e9:.0f} GFLOP/s")
+        return rows
+
+    def memory(self, wanted: list[str]) -> list[dict[str, Any]]:
+        """The rows of the file on memory, one for each library."""
+        workers = self.start(wanted)
+        try:
+            found = {name: worker.ask(do="memory") for name, worker in workers.items()}
+        finally:
+            _close(workers)
+        above = {name: max(1, answer["peak"] - answer["idle"]) for name, answer in found.items()}
+        least = min((name for name in above if name != OURS), key=above.__getitem__, default=None)
+        rows = []
+        for name in sorted(above, key=above.__getitem__):
+            mib = {f"{key}_mib": f"{found[name][key] / _MIB:.0f}" for key in ("idle", "peak")}
+            own = f"{above[OURS] / above[name]:.3f}" if OURS in above else ""
+            rows.append(
+                self.head
+                | dict(library=name, best=int(name == least), **mib)
+                | dict(above_mib=f"{above[name] / _MIB:.0f}", ratio=own)
+            )
+            print(f"  {name:28} {rows[-1]['above_mib']:>7} MiB above idle {mib['idle_mib']:>5}; minires / it: {own}")
+        return rows
 
 
-def _minires_step(model_name: str, images: np.ndarray, labels: np.ndarray) -> Any:
-    import minires
-
-    model = minires.models.create_model(model_name, num_classes=10)
-    _fill((name, p.array) for name, p in model.named_parameters())
-    optimizer = minires.optim.SGD(model.parameters(), **LEARNING)
-    x, target = minires.from_numpy(images), minires.from_numpy(labels)
-
-    def step() -> float:
-        loss = minires.nn.functional.cross_entropy(model(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+def _line(row: dict[str, Any]) -> str:
+    spread = f"({row['p20_ms']} to {row['p80_ms']}, n={row['n']})"
+    text = f"  {row['library']:28} {row['median_ms']:>7} ms {spread:28} {row['images_per_s']:>7} images/s"
+    text += f"  {float(row['of_floor']):.0%} of floor" if row["of_floor"] else ""
+    return text + (f"  minires / it: {row['ratio']}" if row["ratio"] else "") + (" <- best peer" if row["best"] else "")
 
 
-def _torch_step(torch: Any, model_name: str, images: np.ndarray, labels: np.ndarray, channels_last: bool) -> Any:
-    from .torch_resnet import cifar_resnet
-
-    model = cifar_resnet(torch, int(model_name.removeprefix("resnet")))
-    _fill((name, p.detach().numpy()) for name, p in model.named_parameters())
-    x, target = torch.from_numpy(images), torch.from_numpy(labels)
-    if channels_last:
-        model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
-    optimizer = torch.optim.SGD(model.parameters(), **LEARNING)
-
-    def step() -> float:
-        loss = torch.nn.functional.cross_entropy(model(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+def _differences(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> tuple[float, float]:
+    """The difference of the loss or logits, and the largest of any gradient, relative to the norm of ours."""
+    if ours.keys() != theirs.keys():
+        return float("inf"), float("inf")
+    norms = {name: max(float(np.linalg.norm(values)), 1e-30) for name, values in ours.items()}
+    errors = {name: float(np.linalg.norm(np.subtract(ours[name], theirs[name]))) / norms[name] for name in ours}
+    result = next(iter(errors))
+    return errors.pop(result), max(errors.values(), default=0.0)
 
 
-def _work(library: str, model: str, batch: int, size: int, threads: int) -> None:
-    """Print the loss of the first step; then, for each number of steps on stdin, the seconds per step."""
-    rng = np.random.default_rng(0)
-    images, labels = rng.standard_normal((batch, 3, size, size)).astype(np.float32), rng.integers(0, 10, batch)
-    if library == "minires":
-        step = _minires_step(model, images, labels)
-    else:
-        step = _torch_step(load_torch(threads), model, images, labels, library.endswith("channels_last"))
-    print(step(), flush=True)
-    step()
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print((time.perf_counter() - start) / int(line), flush=True)
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+def _close(workers: dict[str, Worker]) -> None:
+    for worker in workers.values():
+        worker.close()

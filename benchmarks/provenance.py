@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("minires", "numpy", "numba", "torch")
+PACKAGES = ("minires", "numpy", "numba", "torch", "onnxruntime", "openvino")
 
 
 def cpu_name() -> str:
@@ -58,14 +58,35 @@ def _commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def write(name: str, rows: Sequence[Mapping[str, object]], threads: int, output: Path | None = None) -> Path:
-    """Write the rows, each with its provenance, as CSV; by default a file per benchmark, CPU and number of threads."""
+def write(
+    name: str,
+    rows: Sequence[Mapping[str, object]],
+    threads: int,
+    output: Path | None = None,
+    group: tuple[str, ...] = (),
+) -> Path:
+    """Write the rows, each with its provenance, as CSV; by default a file per benchmark, CPU and number of threads.
+
+    group: columns that say what was measured; rows of an earlier run that say something else there stay in the file.
+    """
     where = provenance(threads)
     slug = re.sub(r"[^a-z0-9]+", "-", where["cpu"].lower()).strip("-")
     path = output or RESULTS / f"{name}-{slug}-{threads}t.csv"
+    new = [{**{key: str(value) for key, value in row.items()}, **where} for row in rows]
+    measured = {tuple(row[key] for key in group) for row in new}
+    earlier = read(path) if group and path.exists() else []
+    if earlier and set(earlier[0]) != set(new[0]):
+        earlier = []  # made by another version of the benchmark
+    kept = [row for row in earlier if tuple(row[key] for key in group) not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where])
+        writer = csv.DictWriter(file, list(new[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
+        writer.writerows(kept + new)
     return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

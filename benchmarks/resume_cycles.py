@@ -15,32 +15,29 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
 from minires.train.checkpoint import Checkpoints
 
-RECIPE = [
-    *("train", "--image-size", "8", "--batch-size", "64", "--threads", "1", "--workers", "2", "--ema", "0.99"),
-    *(
-        "--mixup",
-        "0.2",
-        "--cutout",
-        "2",
-        "--accumulate",
-        "2",
-        "--val",
-        "200",
-        "--recalibrate",
-        "--checkpoint-every",
-        "7",
-    ),
-]
+RECIPE = (
+    "train --image-size 8 --batch-size 64 --threads 1 --ema 0.99 --mixup 0.2 --cutout 2 --accumulate 2 --val 200 "
+    "--recalibrate --checkpoint-every 7"
+).split()
 app = App(name="benchmarks.resume_cycles", help="Stop and resume at random moments.", help_format="plaintext")
 
 
 @app.default
-def resume_cycles(*, cycles: int = 10, epochs: int = 40, kill: bool = False, seed: int = 0) -> int:
+def resume_cycles(
+    *,
+    cycles: int = 10,
+    epochs: int = 40,
+    workers: int = 2,
+    worker_kind: Literal["thread", "process"] = "process",
+    kill: bool = False,
+    seed: int = 0,
+) -> int:
     """Compare a run that was stopped `cycles` times with one that was not.
 
     Parameters
@@ -48,7 +45,11 @@ def resume_cycles(*, cycles: int = 10, epochs: int = 40, kill: bool = False, see
     cycles
         How often it is stopped.
     epochs
-        Its length; it must be long enough to be stopped so often.
+        Its length; a stop takes two to three epochs.
+    workers
+        How many prepare images.
+    worker_kind
+        What they are.
     kill
         SIGKILL in place of SIGTERM: what was computed since the last checkpoint is computed again.
     seed
@@ -57,22 +58,22 @@ def resume_cycles(*, cycles: int = 10, epochs: int = 40, kill: bool = False, see
     random.seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        recipe = [*RECIPE, "--epochs", str(epochs)]
-        start = time.perf_counter()
-        assert _run([*recipe, "--out", str(whole)], None, kill)[0] == 0
-        seconds, steps = time.perf_counter() - start, []
+        recipe = [*RECIPE, "--epochs", str(epochs), "--workers", str(workers), "--worker-kind", worker_kind]
+        _run([*recipe, "--out", str(whole)], None, kill, (0,))
+        steps = []
         command = [*recipe, "--out", str(broken)]
         for _ in range(cycles):
-            code, _ = _run(command, random.uniform(0.2, 0.6) * seconds / cycles, kill)
+            stopped = -signal.SIGKILL if kill else 128 + signal.SIGTERM
+            code = _run(command, random.random(), kill, (0, stopped))
             if code == 0:
                 print("the run ended before it was stopped often enough: give it more --epochs", file=sys.stderr)
                 return 1
-            assert code == (-signal.SIGKILL if kill else 128 + signal.SIGTERM), code
             steps += Checkpoints(broken / "checkpoints").steps()[-1:]
             command = ["train", "--resume", str(broken)]
-        assert _run(command, None, kill)[0] == 0
+        _run(command, None, kill, (0,))
         wrong = differences(whole, broken)
-    print(f"{'SIGKILL' if kill else 'SIGTERM'} {cycles} times, checkpoints at steps {steps}")
+    how = f"{workers} {worker_kind} workers, {'SIGKILL' if kill else 'SIGTERM'} {cycles} times"
+    print(f"{how}, checkpoints at steps {steps}")
     print("\n".join(wrong) if wrong else "weights, running average, optimizer and records are equal, bit for bit")
     return 1 if wrong else 0
 
@@ -93,19 +94,22 @@ def _records(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
-def _run(arguments: list[str], after: float | None, kill: bool) -> tuple[int, str]:
-    """Run minires; stop it so many seconds after its first step. Returns (exit code, standard error)."""
+def _run(arguments: list[str], part: float | None, kill: bool, expected: tuple[int, ...]) -> int:
+    """Run minires; stop it after two epochs and that part of a third. Returns the exit code, one of those expected."""
     process = subprocess.Popen(
         [sys.executable, "-m", "minires", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    if after is not None and process.stdout is not None:
-        for line in process.stdout:  # the line that an epoch ends with: the kernels are compiled by then
-            if line.startswith("epoch "):
-                break
-        time.sleep(after)
+    if part is not None and process.stdout is not None:
+        lines = (line for line in process.stdout if line.startswith("epoch "))
+        next(lines, "")  # the kernels are compiled by then
+        start = time.perf_counter()
+        next(lines, "")
+        time.sleep(part * (time.perf_counter() - start))
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
     _, error = process.communicate()
-    return process.returncode, error
+    if process.returncode not in expected:
+        raise RuntimeError(f"minires {' '.join(arguments)} ended with code {process.returncode}: {error}")
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -103,15 +103,15 @@ def check_case(kernel: Kernel, case: Case, seed: int = 0) -> Iterator[Result]:
 class Trial:
     """One case in one dtype: the inputs and, computed when first asked for, what the definition makes of them.
 
-    arrays: inputs by name, C-order. params: keyword parameters. wanted, scale: the outputs and their error scale, in
-    float64, as tuples.
+    arrays: inputs by name, C-order. params: keyword parameters. wanted: the outputs, in float64, as a tuple.
     """
 
     def __init__(self, problem: Problem, case: Case, dtype: str, seed: int = 0):
         self.problem, self.case, self.dtype, self.seed = problem, case, dtype, seed
         arrays, self.params = problem.inputs(case, np.random.default_rng(seed))
         self.arrays = {name: _cast(a, dtype) for name, a in arrays.items()}
-        self._outcome: Any = None
+        self._wanted: Any = None
+        self._scales: dict[Any, tuple] = {}  # by the function that computes them
 
     def suits(self, kernel: Kernel) -> bool:
         """Whether the kernel takes these inputs."""
@@ -119,20 +119,17 @@ class Trial:
 
     @property
     def wanted(self) -> tuple:
-        return self._solve()[0]
+        if self._wanted is None:
+            self._wanted = self.define(self.arrays)
+        return self._wanted
 
-    @property
-    def scale(self) -> tuple:
-        return self._solve()[1]
-
-    def _solve(self) -> tuple[tuple, tuple]:
-        if self._outcome is None:
-            scale = self.problem.error_scale(*self._in_float64(), **self.params)
-            self._outcome = self.define(self.arrays), _as_tuple(scale)
-        return self._outcome
-
-    def _in_float64(self) -> list:
-        return [_cast(a, "float64") for a in self.arrays.values()]
+    def scale(self, kernel: Kernel) -> tuple:
+        """What the kernel's errors are relative to: its own error scale, or the problem's."""
+        function = kernel.error_scale or self.problem.error_scale
+        if function not in self._scales:
+            arrays = [_cast(a, "float64") for a in self.arrays.values()]
+            self._scales[function] = _as_tuple(function(*arrays, **self.params))
+        return self._scales[function]
 
     def define(self, arrays: dict) -> tuple:
         """The definition's outputs for these values, in float64."""
@@ -165,17 +162,19 @@ class Trial:
                 raise Wrong("input changed", f"{name} is not what it was before the call")
         return _as_tuple(self._written(copies, returned))
 
-    def compare(self, got: tuple, error_factor: float) -> float:
+    def compare(self, got: tuple, kernel: Kernel) -> float:
         """The largest error in units of eps * error_scale. Raises Wrong where an output is not what was wanted."""
         if len(got) != len(self.wanted):
             raise Wrong("shape", f"it returns {len(got)} outputs, not {len(self.wanted)}")
         worst = 0.0
-        for i, (y, want, scale) in enumerate(zip(got, self.wanted, self.scale, strict=True)):
+        for i, (y, want, scale) in enumerate(zip(got, self.wanted, self.scale(kernel), strict=True)):
             label = f"output {i}: " if len(got) > 1 else ""
             if (y is None) != (want is None):
                 raise Wrong("shape", f"{label}{'None' if y is None else 'an array'}, which the definition has not")
             if y is not None:
-                worst = max(worst, self._compare_one(np.asarray(y), np.asarray(want), scale, error_factor, label))
+                worst = max(
+                    worst, self._compare_one(np.asarray(y), np.asarray(want), scale, kernel.error_factor, label)
+                )
         return worst
 
     def _compare_one(self, y: Any, want: Any, scale: Any, error_factor: float, label: str) -> float:
@@ -237,7 +236,7 @@ def _examine(kernel: Kernel, trial: Trial, layout: str) -> float:
     _stir_heap(trial)
     with poisoned():
         first = trial.run(kernel, layout)
-    worst = trial.compare(first, kernel.error_factor)
+    worst = trial.compare(first, kernel)
     kept = [None if y is None else np.array(y) for y in first]
 
     threads = get_num_threads()
@@ -252,9 +251,9 @@ def _examine(kernel: Kernel, trial: Trial, layout: str) -> float:
     other = Trial(trial.problem, trial.case, trial.dtype, trial.seed + 1)
     outputs = other.run(kernel, layout)
     try:
-        worst = max(worst, other.compare(outputs, kernel.error_factor))
+        worst = max(worst, other.compare(outputs, kernel))
     except Wrong:
-        _not_of_earlier_inputs(outputs, other, trial, kernel.error_factor)
+        _not_of_earlier_inputs(outputs, other, trial, kernel)
         raise
     if not all(map(_same_bits, kept, first)):
         raise Wrong("stale output", "a later call writes into the arrays that an earlier one returned")
@@ -262,7 +261,7 @@ def _examine(kernel: Kernel, trial: Trial, layout: str) -> float:
     return worst
 
 
-def _not_of_earlier_inputs(outputs: tuple, now: Trial, earlier: Trial, error_factor: float) -> None:
+def _not_of_earlier_inputs(outputs: tuple, now: Trial, earlier: Trial, kernel: Kernel) -> None:
     """Raises Wrong if a wrong result is the right one for some of the earlier call's inputs: something was kept."""
     names = [name for name, a in now.arrays.items() if a is not None]
     for chosen in itertools.product((False, True), repeat=len(names)):
@@ -270,7 +269,7 @@ def _not_of_earlier_inputs(outputs: tuple, now: Trial, earlier: Trial, error_fac
         mixed = Trial(now.problem, now.case, now.dtype, now.seed)
         mixed.arrays |= {name: earlier.arrays[name] for name in kept}
         try:
-            mixed.compare(outputs, error_factor)
+            mixed.compare(outputs, kernel)
         except Wrong:
             continue
         raise Wrong("stale output", f"the result is that for an earlier call's {' and '.join(kept)}")

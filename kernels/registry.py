@@ -77,6 +77,8 @@ class Kernel:
     rank: Callable[..., float] | None = field(default=None, repr=False)
     error_factor: float = 32.0
     dtypes: tuple[str, ...] = ("float32", "float64")
+    error_scale: Callable[..., Any] | None = field(default=None, repr=False)
+    exact: bool = True
 
     def __call__(self, *arrays, **params):
         return self.fn(*arrays, **params)
@@ -106,6 +108,8 @@ def kernel(
     rank: Callable[..., float] | None = None,
     error_factor: float = 32.0,
     dtypes: tuple[str, ...] = ("float32", "float64"),
+    error_scale: Callable[..., Any] | None = None,
+    exact: bool = True,
     name: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a kernel of `problem`.
@@ -114,11 +118,26 @@ def kernel(
     `rank(*arrays, **params)` says otherwise. note: one line, what this step changed and why. supports: whether it
     can compute these inputs, with the signature of the kernel. error_factor: the c of its error bound (32 unless the
     algorithm loses more; say why). dtypes: names of the float dtypes it takes; ("any",) for plain array code.
-    name: where the function's own name will not do.
+    error_scale: what its error is relative to where it is not the problem's. exact: False where outputs are not plain
+    sums of their own products (Winograd): it rounds more, and one Inf spreads over a tile; `dispatch.exact` leaves it
+    out. name: where the function's own name will not do.
     """
 
     def register(fn: Callable[..., Any]) -> Callable[..., Any]:
-        entry = Kernel(problem, name or fn.__name__, device, step, note, fn, supports, rank, error_factor, dtypes)
+        entry = Kernel(
+            problem,
+            name or fn.__name__,
+            device,
+            step,
+            note,
+            fn,
+            supports,
+            rank,
+            error_factor,
+            dtypes,
+            error_scale,
+            exact,
+        )
         known = _PROBLEMS.setdefault(problem.name, problem)
         if known is not problem:
             raise ValueError(f"two different problems are named {problem.name!r}")

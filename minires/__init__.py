@@ -37,7 +37,7 @@ from .creation import (
     zeros_like,
 )
 from .device import cuda, device
-from .dispatch import autotune, use_kernels
+from .dispatch import autotune, exact, use_kernels
 from .engine import Tensor
 from .gradcheck import gradcheck
 from .ops import *  # noqa: F403
@@ -72,6 +72,7 @@ __all__ = [
     "device",
     "double",
     "empty",
+    "exact",
     "eye",
     "float",
     "float16",
@@ -115,7 +116,7 @@ _LAZY = {
     "set_num_threads": ".kernels.cpu.jit",
     "get_num_threads": ".kernels.cpu.jit",
     "save": ".serialization",
-    "load": ".serialization",
+    "load": ".interop",
 }
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
 from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 
+from . import tuning
 from .device import device_of
 
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 
 
 class _State(threading.local):
-    """What this thread entered: kernels chosen by hand, whether to measure, who watches."""
+    """What this thread entered: kernels chosen by hand, only exact ones, whether to measure, who watches."""
 
     def __init__(self) -> None:
         self.chosen: dict[str, str] = {}
+        self.exact = False
         self.autotune = False
         self.observers: list[Callable[[Any], None]] = []
 
@@ -42,17 +43,21 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 def select(problem: str, *arrays: Any, **params: Any) -> Any:
     """The kernel that `run` would use: chosen by hand, else measured (`autotune`), else of the highest rank."""
     device = device_of(*arrays).type
-    candidates = [k for k in registry.kernels(problem, device) if k.takes(*arrays, **params)]
+    candidates = [
+        k for k in registry.kernels(problem, device) if (k.exact or not _state.exact) and k.takes(*arrays, **params)
+    ]
     if not candidates:
         dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
         raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
-    if problem in _state.chosen:
-        return _named(problem, _state.chosen[problem], candidates)
+    name = _state.chosen.get(problem)
+    if name is not None and not (_state.exact and _is_inexact(problem, name)):
+        return _named(problem, name, candidates)
     if _state.autotune or _measured:
-        key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(params))
+        settings = params | {"exact": True} if _state.exact else params
+        key = (problem, device, tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays), _frozen(settings))
         if _state.autotune and _measured.get(key) not in candidates:
             rivals = [k for k in candidates if k.step > 0] or candidates  # the definition may take minutes
-            _measured[key] = min(rivals, key=lambda k: _time(k, arrays, params))
+            _measured[key] = tuning.fastest(key, rivals, arrays, params)
         if _measured.get(key) in candidates:
             return _measured[key]
     return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
@@ -76,8 +81,25 @@ def use_kernels(**choice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Within it, in this thread, only kernels whose outputs are plain sums of their own products run.
+
+    Winograd convolutions, which are faster but round more and spread one Inf over a tile, are left out, even where
+    `use_kernels` chose them. AnomalyHook and find_anomaly enter it.
+    """
+    saved, _state.exact = _state.exact, True
+    try:
+        yield
+    finally:
+        _state.exact = saved
+
+
+@contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest."""
+    """Within it, the first use of a problem at a shape measures every kernel that takes it and keeps the fastest.
+
+    What was measured stays for the process, also after it, and on disk for later ones (`minires.tuning`).
+    """
     saved, _state.autotune = _state.autotune, True
     try:
         yield
@@ -113,23 +135,15 @@ def observe(callback: Callable[[Any], None]) -> Iterator[None]:
         _state.observers.remove(callback)
 
 
+def _is_inexact(problem: str, name: str) -> bool:
+    return any(k.name == name and not k.exact for k in registry.kernels(problem))
+
+
 def _named(problem: str, name: str, candidates: list[Any]) -> Any:
     for k in candidates:
         if k.name == name:
             return k
     raise NotImplementedError(f"kernel {name!r}, chosen for {problem}, does not take these inputs")
-
-
-def _time(kernel: Any, arrays: tuple, params: dict, repeats: int = 3) -> float:
-    if kernel.problem.writes:  # do not let a trial change what the caller passed
-        arrays = tuple(None if a is None else a.copy() for a in arrays)
-    kernel(*arrays, **params)  # compiles
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        kernel(*arrays, **params)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _frozen(params: dict) -> tuple:

@@ -5,7 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from benchmarks import layers, provenance, readme, roofline, turns
+from benchmarks.networks import _differences
+from benchmarks.peaks import Peaks
+from benchmarks.worker import Worker, burst
 
 ROOT = Path(__file__).parent.parent
 WRONG = """
@@ -29,7 +35,7 @@ def _rows(path):
     return rows
 
 
-def test_kernels_are_checked_then_timed(tmp_path):
+def test_kernels_are_checked_then_ranked(tmp_path):
     (tmp_path / "wrong.py").write_text(WRONG)
     output = tmp_path / "relu.csv"
     options = ("--case", "cifar_stage3", "--seconds", 0.01, "--kernels", tmp_path / "wrong.py", "--output", output)
@@ -39,19 +45,165 @@ def test_kernels_are_checked_then_timed(tmp_path):
     ours, wrong = rows["relu_fprop_numba"], rows["never_timed"]
     assert ours["verdict"] == "right" and int(ours["n"]) >= 5
     assert float(ours["p20_ms"]) <= float(ours["median_ms"]) <= float(ours["p80_ms"])
+    assert 0 < float(ours["of_floor"]) and float(ours["fma_gflop_per_s"]) > 0
     assert wrong["verdict"].startswith("wrong value") and not wrong["median_ms"]
+
+
+def test_the_convolution_that_dispatch_chooses_is_timed(tmp_path):
+    output = tmp_path / "conv.csv"
+    done = _run("conv2d_wgrad", "--case", "resnet20_3x3_64to64_8", "--seconds", 0.05, "--output", output)
+    assert done.returncode == 0, done.stderr
+    chosen = [row for row in _rows(output) if row["chosen"] == "1"]
+    assert len(chosen) == 1 and chosen[0]["verdict"] == "right" and chosen[0]["network"] == "resnet20"
+    assert int(chosen[0]["flops"]) == 2 * 128 * 64 * 8 * 8 * 64 * 9
 
 
 def test_networks(tmp_path):
     output = tmp_path / "networks.csv"
-    done = _run("networks", "--batch", 2, "--size", 8, "--rounds", 2, "--steps", 1, "--output", output)
+    small = ("--only", "resnet20", "--precision", "fp32", "--batch", 2, "--size", 8, "--peers", "none")
+    done = _run("networks", *small, "--seconds", 0.1, "--least", 2, "--output", output)
     assert done.returncode == 0, done.stderr
-    assert float(_rows(output)[0]["median_images_per_s"]) > 0
+    rows = _rows(output)
+    assert [row["what"] for row in rows] == ["train", "infer"]
+    assert all(float(row["images_per_s"]) > 0 and float(row["ratio"]) == 1 for row in rows)
+    done = _run("networks", *small, "--what", "memory", "--output", tmp_path / "memory.csv")
+    assert done.returncode == 0, done.stderr
+    assert float(_rows(tmp_path / "memory.csv")[0]["peak_mib"]) > 0
+
+
+def test_memory(tmp_path):
+    output = tmp_path / "memory.csv"
+    done = _run("memory", "resnet20:2:0,1", "--steps", 1, "--no-peer", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert [row["blocks_again"] for row in _rows(output)] == ["0", "1"]
+
+
+@pytest.mark.peers
+def test_peers_compute_the_same(tmp_path):
+    pytest.importorskip("torch")
+    output = tmp_path / "networks.csv"
+    small = ("--only", "resnet20,resnet50", "--precision", "fp32", "--batch", 4, "--size", 32)
+    peers = ("--peers", "torch,torch_channels_last,onnxruntime,openvino", "--seconds", 0, "--least", 1)
+    done = _run("networks", *small, *peers, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert "computes something else" not in done.stdout
+    found = {(row["model"], row["what"], row["library"]) for row in _rows(output)}
+    assert {(m, w, "torch") for m in ("resnet20", "resnet50") for w in ("train", "infer")} <= found
 
 
 @pytest.mark.parametrize(
-    "arguments", [("conv9d",), ("relu_fprop", "--case", "nowhere"), ("relu", "--kernels", "no.py")]
+    "arguments",
+    [
+        ("conv9d",),
+        ("conv2d", "--device", "tpu"),
+        ("conv2d", "--network", "resnet19"),
+        ("relu_fprop", "--case", "nowhere"),
+        ("relu", "--kernels", "no.py"),
+        ("networks", "--only", "resnet19"),
+        ("networks", "--what", "nothing"),
+        ("networks", "--device", "tpu"),
+        ("memory", "resnet20"),
+    ],
 )
 def test_bad_input_is_one_line(arguments):
     done = _run(*arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("benchmarks: ")
+
+
+@pytest.mark.parametrize("network, convolutions, macs", [("resnet18", 20, 1.81e9), ("resnet50", 53, 4.09e9)])
+def test_layers_are_those_of_the_network(network, convolutions, macs):
+    found = layers.layers(network, batch=1)
+    assert sum(layer.count for layer in found) == convolutions
+    assert [layer.first for layer in found].count(True) == 1 and found[0].first
+    flops = sum(layer.count * layers.work("conv2d_fprop", layer.case)[0] for layer in found)
+    assert flops == pytest.approx(2 * macs, rel=0.01)
+
+
+def test_the_floor_is_that_of_the_slower_resource():
+    slow_copy, slow_fma = Peaks({32: 1e30}, 1e9, 0), Peaks({32: 1e9, 16: 1e8}, 1e30, 0)
+    case = layers.layers("resnet20", batch=1)[0].case
+    moved = 4 * (3 * 32 * 32 + 16 * 32 * 32 + 16 * 3 * 9)
+    assert layers.work("conv2d_fprop", case) == (2 * 16 * 27 * 32 * 32, moved)
+    assert slow_copy.floor(*layers.work("conv2d_fprop", case)) == pytest.approx(moved / 1e9)
+    assert slow_fma.floor(*layers.work("conv2d_fprop", case)) == pytest.approx(2 * 16 * 27 * 32 * 32 / 1e9)
+    infer, train = (layers.floor_seconds("resnet20", 1, 32, slow_fma, training) for training in (False, True))
+    first = 2 * 16 * 27 * 32 * 32 / 1e9
+    assert train == pytest.approx(3 * infer - first), "dgrad of the first layer is not needed"
+
+
+def test_rivals_take_turns_and_ratios_are_of_one_round():
+    order = []
+    times = {"a": iter([1.0, 3.0, 2.0]), "b": iter([2.0, 2.0, 8.0])}
+
+    def rival(name):
+        return lambda seconds: order.append(name) or next(times[name])
+
+    samples = turns.in_turn({name: rival(name) for name in "ab"}, 0, 0, 0, least=3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert turns.best(samples, ["a", "b"]) in ("a", "b") and turns.best(samples, []) is None
+    assert turns.ratio(samples, "a", "b").median == 0.5
+    calls = []
+    assert burst(lambda: calls.append(0), 0.0) > 0 and len(calls) == 1
+
+
+def test_a_worker_that_fails_says_what_it_printed():
+    worker = Worker("benchmarks.contestants", "no_such_library", "train", "fp32", "resnet20", 1, 8, 1)
+    with pytest.raises(RuntimeError, match=r"(?s)ended with code 1.*KeyError: 'no_such_library'"):
+        worker.read()
+    worker.close()
+
+
+def test_what_disagrees_is_seen():
+    ours = {"loss": [1.0], "w": [3.0, 4.0]}
+    assert _differences(ours, {"loss": [1.5], "w": [3.0, 4.5]}) == pytest.approx((0.5, 0.1))
+    assert _differences(ours, {"loss": [1.0]}) == (float("inf"), float("inf"))
+    assert not _differences(ours, {"loss": [float("nan")], "w": [3.0, 4.0]})[0] <= 1
+
+
+def test_results_of_other_layers_stay_in_the_file(tmp_path):
+    output = tmp_path / "r.csv"
+    group = ("case",)
+    provenance.write("r", [{"case": "a", "kernel": "old", "ms": 1}, {"case": "b", "kernel": "k", "ms": 2}], 1, output)
+    provenance.write("r", [{"case": "a", "kernel": "new", "ms": 3}], 1, output, group)
+    assert [(r["case"], r["kernel"], r["ms"]) for r in _rows(output)] == [("b", "k", "2"), ("a", "new", "3")]
+    provenance.write("r", [{"case": "a", "other": 1}], 1, output, group)
+    assert len(_rows(output)) == 1, "rows with other columns are of another version of the benchmark"
+
+
+def test_the_readme_says_what_the_results_say():
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.replaced(text, readme.tables()) == text, "run python -m benchmarks readme"
+    with pytest.raises(ValueError, match=r"README.md has no line '<!-- speeds"):
+        readme.replaced("", "")
+
+
+def test_tables_name_machine_peer_and_ratio(tmp_path):
+    row = dict(model="resnet20", batch=128, size=32, what="train", precision="fp32", n=5, median_ms="100", p20_ms="99")
+    row |= dict(p80_ms="101", images_per_s="1280", ratio_p20="0.4", ratio_p80="0.6", floor_ms="50")
+    rows = [
+        {**row, "library": "minires", "best": 0, "ratio": "1", "of_floor": "0.5"},
+        {**row, "library": "torch", "best": 1, "ratio": "0.5", "of_floor": "0.25", "median_ms": "200"},
+    ]
+    provenance.write("networks", rows, 2, tmp_path / "networks-x-2t.csv")
+    text = readme.tables(tmp_path)
+    assert "| ResNet-20, batch 128, 32x32, training step, fp32 | 100 ms | torch | 200 ms |" in text
+    assert "**0.50** (0.40 to 0.60, n=5) | 50% |" in text and "2 threads" in text
+    assert readme.tables(tmp_path / "none") == "\nNothing is measured yet.\n"
+
+
+def test_roofline(tmp_path):
+    rows = []
+    for i, problem in enumerate(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "relu_fprop")):
+        common = dict(problem=problem, case="c", network="resnet20", flops="1000000", bytes=str(10000 * (i + 1)))
+        common |= dict(fma_gflop_per_s="500", copy_gbyte_per_s="50", cpu="a machine", threads="2")
+        rows += [
+            {**common, "kernel": "ours", "chosen": "1", "median_ms": "1", "gflop_per_s": "300"},
+            {**common, "kernel": "torch", "chosen": "0", "median_ms": "2", "gflop_per_s": "150"},
+        ]
+    roofline.draw(rows, tmp_path / "roof.png")
+    from PIL import Image
+
+    with Image.open(tmp_path / "roof.png") as image:
+        assert image.width > 800 and np.asarray(image.convert("L")).std() > 10
+    with pytest.raises(ValueError, match="no times of convolutions"):
+        roofline.draw(rows[-1:], tmp_path / "none.png")

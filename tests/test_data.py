@@ -1,5 +1,6 @@
 """Data sets, transforms, and the loader: what a batch holds depends on (seed, epoch, index) and nothing else."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -94,6 +95,8 @@ def test_tensor_dataset_and_subset():
     with pytest.raises(ValueError, match="do not fit"):
         Subset(data, [3])
     assert not hasattr(Subset(Plain(), [0]), "batch")
+    copy = pickle.loads(pickle.dumps(data))  # as a worker process gets it
+    np.testing.assert_array_equal(copy.batch([1, 0])[1].array, [0, 5])
 
 
 class Plain(Dataset):

@@ -69,7 +69,9 @@ def test_docstring_examples_run(tmp_path, monkeypatch):
     assert not failed
 
 
-@pytest.mark.parametrize("name", ["minires", "minires.nn", "minires.nn.functional", "minires.optim", "minires.data"])
+@pytest.mark.parametrize(
+    "name", ["minires", "minires.nn", "minires.nn.functional", "minires.optim", "minires.data", "minires.study"]
+)
 def test_public_names_are_explained(name):
     module = importlib.import_module(name)
     bare = [n for n in module.__all__ if _is_ours(value := getattr(module, n)) and not inspect.getdoc(value)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from minires.kernels import registry
 from minires.kernels.checking import check_case
+from minires.kernels.conv2d import winograd
 from minires.kernels.memory import empty
 
 DEFINITION = {p.name: p.reference for p in registry.problems()}
@@ -14,18 +15,18 @@ WRONG = []
 rng = np.random.default_rng(0)
 
 
-def wrong(problem, failure):
+def wrong(problem, failure, **fields):
     """Note the decorated function as a wrong kernel of `problem`, to be rejected as `failure`."""
 
     def note(fn):
-        WRONG.append(pytest.param(_kernel(registry.problem(problem), fn), failure, id=fn.__name__))
+        WRONG.append(pytest.param(_kernel(registry.problem(problem), fn, **fields), failure, id=fn.__name__))
         return fn
 
     return note
 
 
-def _kernel(problem, fn):
-    return registry.Kernel(problem, fn.__name__, "cpu", 1, "wrong", fn, dtypes=("any",))
+def _kernel(problem, fn, **fields):
+    return registry.Kernel(problem, fn.__name__, "cpu", 1, "wrong", fn, dtypes=("any",), **fields)
 
 
 def _test_cases(problem):
@@ -173,6 +174,86 @@ def last_image_forgotten(x, dy, *, stride, padding, dilation, groups, kernel_hw)
     params = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, kernel_hw=kernel_hw)
     n = max(1, len(x) - 1)
     return DEFINITION["conv2d_wgrad"](x[:n], dy[:n], **params)
+
+
+# Winograd convolution, each with the bound that the right one declares
+
+
+def _like(problem):
+    """The fields of the Winograd kernel of `problem` that say how it is judged."""
+    real = next(k for k in registry.kernels(problem, "cpu") if not k.exact)
+    return dict(supports=real.supports, error_scale=real.error_scale, error_factor=real.error_factor, exact=False)
+
+
+def _winograd(
+    x, w, padding, *, left=winograd.INPUT, right=winograd.INPUT, taps=winograd.FILTER, outputs=winograd.OUTPUT
+):
+    """F(4x4, 3x3) in plain NumPy, B' x B with two matrices that should be the same."""
+    left, right, taps, outputs = (np.array(m, x.dtype) for m in (left, right, taps, outputs))
+    p, q = (n + 2 * a - 2 for n, a in zip(x.shape[2:], padding, strict=True))
+    down, across = winograd.tiles_of(p), winograd.tiles_of(q)
+    far = [(a, 4 * t + 2 - a - n) for a, t, n in zip(padding, (down, across), x.shape[2:], strict=True)]
+    padded = np.pad(x, [(0, 0), (0, 0), *((a, max(0, b)) for a, b in far)])[:, :, : 4 * down + 2, : 4 * across + 2]
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (6, 6), axis=(2, 3))[:, :, ::4, ::4]
+    m = np.einsum("ncijab,kcab->nkijab", left @ patches @ right.T, taps @ w @ taps.T)
+    y = (outputs @ m @ outputs.T).swapaxes(3, 4)
+    return y.reshape(*y.shape[:2], 4 * down, 4 * across)[:, :, :p, :q]
+
+
+def test_winograd_in_numpy_is_right():
+    """The wrong ones below are wrong for the reason that they are named for."""
+
+    def right(x, w, *, stride, padding, dilation, groups):
+        return _winograd(x, w, padding)
+
+    kernel = _kernel(registry.problem("conv2d_fprop"), right, **_like("conv2d_fprop"))
+    results = [r for case in _test_cases(kernel.problem) for r in check_case(kernel, case)]
+    assert results and all(r.ok for r in results), "\n".join(map(str, results))
+
+
+@wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
+def winograd_transform_swapped_on_one_side(x, w, *, stride, padding, dilation, groups):
+    return _winograd(x, w, padding, right=np.array(winograd.INPUT)[[0, 2, 1, 3, 4, 5]])
+
+
+@wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
+def winograd_filter_of_other_points(x, w, *, stride, padding, dilation, groups):
+    return _winograd(x, w, padding, taps=np.array(winograd.FILTER)[[0, 1, 2, 4, 3, 5]])
+
+
+@wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
+def winograd_outputs_without_infinity(x, w, *, stride, padding, dilation, groups):
+    return _winograd(x, w, padding, outputs=np.array(winograd.OUTPUT) * (np.arange(6) < 5))
+
+
+@wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
+def winograd_border_tile_without_its_last_row(x, w, *, stride, padding, dilation, groups):
+    y = _winograd(x, w, padding)
+    last = (y.shape[2] - 1) // 4 * 4 + 3 - padding[0]  # a row of x that the last tiles see
+    if 0 <= last < x.shape[2]:
+        x = x.copy()
+        x[:, :, last] = 0
+        y[:, :, last // 4 * 4 :] = _winograd(x, w, padding)[:, :, last // 4 * 4 :]
+    return y
+
+
+@wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
+def winograd_of_inputs_rounded_to_tf32(x, w, *, stride, padding, dilation, groups):
+    return inputs_rounded_to_tf32(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@wrong("conv2d_dgrad", "wrong value", **_like("conv2d_dgrad"))
+def winograd_filter_not_turned_round(dy, w, *, stride, padding, dilation, groups, input_hw):
+    rows, columns = (slice(max(0, a - 2), n - max(0, a - 2)) for a, n in zip(padding, dy.shape[2:], strict=True))
+    return _winograd(dy[:, :, rows, columns], w.swapaxes(0, 1), [max(0, 2 - a) for a in padding])
+
+
+@wrong("conv2d_wgrad", "wrong value", **_like("conv2d_wgrad"))
+def winograd_last_tile_forgotten(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    dy = dy.copy()
+    dy[-1, :, (dy.shape[2] - 1) // 4 * 4 :, (dy.shape[3] - 1) // 4 * 4 :] = 0
+    params = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, kernel_hw=kernel_hw)
+    return DEFINITION["conv2d_wgrad"](x, dy, **params)
 
 
 # Batch normalisation

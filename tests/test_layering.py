@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "random": {"device"},
     "state": set(),
     "engine": _BELOW,
-    "dispatch": {"device", "kernels"},
+    "tuning": {"kernels"},
+    "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
     "ops": _ENGINE | {"dispatch"},
     "creation": _OPS,
@@ -106,6 +107,9 @@ def test_no_part_stands_above_what_it_is_imported_by():
         ("cupy", ("minires/device.py", "kernels/cuda/")),
         ("numba", ("kernels/",)),
         ("llvmlite", ("kernels/",)),
+        ("onnx", ("minires/interop/onnx.py",)),
+        ("onnxruntime", ("minires/models/export.py",)),
+        ("pickle", ("minires/data/workers.py",)),
     ],
 )
 def test_library_is_imported_only_where_it_belongs(library, allowed):
@@ -168,5 +172,5 @@ def test_kernels_are_never_imported_under_their_folder_name():
 def test_importing_minires_leaves_the_rest_for_later(tmp_path):
     code = "import sys, minires; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    lazy = {"torch", "cupy", "matplotlib", "sklearn", "PIL", "rich", "cyclopts", "kernels"}
+    lazy = {"torch", "cupy", "matplotlib", "sklearn", "PIL", "rich", "cyclopts", "onnx", "pooch", "kernels"}
     assert not lazy & set(done.stdout.split())

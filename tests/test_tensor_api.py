@@ -310,7 +310,7 @@ def test_save_and_load(tmp_path):
     loaded["number"] += 1  # writable
     with pytest.raises(TypeError, match="'epoch' is int"):
         minires.save({"epoch": 3}, path)
-    (tmp_path / "other").write_bytes(b"PK\x03\x04 no such file")
+    (tmp_path / "other").write_bytes(b"no such file")
     with pytest.raises(ValueError, match="not a safetensors file"):
         minires.load(tmp_path / "other")
 

@@ -1,13 +1,35 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
-from . import cuda_kernels, cuda_tensor_cores, cuda_vectorised, direct_kernels, numba_kernels, numpy_kernels, problem
+from . import (
+    bias_act_kernels,
+    cuda_kernels,
+    cuda_tensor_cores,
+    cuda_vectorised,
+    direct_kernels,
+    numba_kernels,
+    numpy_kernels,
+    packing,
+    pointwise_kernels,
+    problem,
+    wgrad_kernels,
+    winograd,
+    winograd_kernels,
+    winograd_wgrad,
+)
 
 __all__ = [
+    "bias_act_kernels",
     "cuda_kernels",
     "cuda_tensor_cores",
     "cuda_vectorised",
     "direct_kernels",
     "numba_kernels",
     "numpy_kernels",
+    "packing",
+    "pointwise_kernels",
     "problem",
+    "wgrad_kernels",
+    "winograd",
+    "winograd_kernels",
+    "winograd_wgrad",
 ]

@@ -22,7 +22,8 @@ from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
-from .numba_kernels import taps_of_residue
+from .numba_kernels import residues, taps_of_residue
+from .packing import pack, panel_width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 
 # Rows of a tile. Eight rows at any stride leave registers for their addresses (sixteen ran at 0.6 of the speed);
@@ -32,7 +33,7 @@ _VECTOR_BYTES = simd().vector_bytes
 _PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
 
 
-def _fprop_supports(x, w, *, stride, padding, dilation, groups):
+def fprop_supports(x, w, *, stride, padding, dilation, groups):
     return groups == 1 and dilation[1] == 1 and w.shape[0] % lanes(x.dtype) == 0
 
 
@@ -52,13 +53,13 @@ def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return groups == 1 and dilation[1] == 1 and dy.shape[1] % lanes(x.dtype) == 0
 
 
-@kernel(CONV2D_FPROP, device="cpu", step=4, supports=_fprop_supports, note="no patches: tiles read the padded rows")
+@kernel(CONV2D_FPROP, device="cpu", step=4, supports=fprop_supports, note="no patches: tiles read the padded rows")
 def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
     x = to_nhwc(x)
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
-    _fprop(x, _panels(w.transpose(2, 3, 1, 0), x.dtype), memory, w.shape[3], stride, padding, dilation[0])
+    _fprop(x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0])
     return y
 
 
@@ -66,17 +67,10 @@ def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
 def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    turned = w.transpose(2, 3, 0, 1)
-    for a in range(min(stride[0], input_hw[0])):
-        r_taps, rows = taps_of_residue(a, r, stride[0], padding[0], dilation[0])
-        for b in range(min(stride[1], input_hw[1])):
-            s_taps, cols = taps_of_residue(b, s, stride[1], padding[1], dilation[1])
-            part = memory[:, a :: stride[0], b :: stride[1]]
-            if len(r_taps) and len(s_taps):
-                panels = _panels(turned[r_taps][:, s_taps], dy.dtype)
-                _fprop(dy, panels, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
-            else:
-                part[...] = 0  # no window saw these pixels
+    panels = pack(w, True)
+    for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
+        chosen = _runs(panels[:, r_taps][:, :, s_taps])
+        _fprop(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
 
 
@@ -90,7 +84,8 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
 def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     x, dy, (r, s) = to_nhwc(x), to_nhwc(dy), kernel_hw
     (n, _, _, k), c = dy.shape, x.shape[3]
-    taps = -(-s * c // _TRANSPOSED_ROWS) * _TRANSPOSED_ROWS  # whole tiles; the rest is scratch
+    rows = _ROWS if panel_width(k, x.dtype) > lanes(x.dtype) else _TRANSPOSED_ROWS
+    taps = -(-s * c // rows) * rows  # whole tiles; the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
@@ -98,11 +93,9 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return np.ascontiguousarray(partial.sum(0)[:, : s * c].reshape(r, s, c, k).transpose(3, 2, 0, 1))
 
 
-def _panels(w, dtype):
-    """(R, S, C, K) -> (panels of vectors, R, S*C, numbers of a panel): two vectors wide where K allows."""
-    r, s, c, k = w.shape
-    width = lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
-    return np.ascontiguousarray(w.reshape(r, s * c, k // width, width).transpose(2, 0, 1, 3), dtype)
+def _runs(panels):
+    """(panels, R, S, C, width) -> (panels, R, S*C, width): a filter's row is one run."""
+    return panels.reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
 @njit(parallel=True)

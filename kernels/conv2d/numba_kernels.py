@@ -77,15 +77,8 @@ def dgrad_im2col_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     dx, memory = empty_nhwc(dy.shape[0], c * groups, *input_hw, dy.dtype)
     # Transposed within its group: (K, C, R, S) -> (C*groups, R, S, K/groups)
     turned = w.reshape(groups, k // groups, c, r, s).transpose(0, 2, 3, 4, 1).reshape(c * groups, r, s, k // groups)
-    for a in range(min(stride[0], input_hw[0])):
-        r_taps, rows = taps_of_residue(a, r, stride[0], padding[0], dilation[0])
-        for b in range(min(stride[1], input_hw[1])):
-            s_taps, cols = taps_of_residue(b, s, stride[1], padding[1], dilation[1])
-            part = memory[:, a :: stride[0], b :: stride[1]]
-            if len(r_taps) and len(s_taps):
-                _convolve(dy, turned[:, r_taps][:, :, s_taps], part, rows, cols, (1, 1), groups)
-            else:
-                part[...] = 0  # no window saw these pixels
+    for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
+        _convolve(dy, turned[:, r_taps][:, :, s_taps], part, rows, cols, (1, 1), groups)
     return dx
 
 
@@ -111,6 +104,23 @@ def wgrad_im2col_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 def _taps(rs, padding, dilation):
     """Where each tap of the filter looks, relative to an output pixel times stride."""
     return tuple(np.arange(t) * d - p for t, d, p in zip(rs, dilation, padding, strict=True))
+
+
+def residues(dx, rs, stride, padding, dilation):
+    """dx (N, H, W, C) by residue of the pixel modulo the stride: (part, (taps, rows of dy), (taps, columns)) of each.
+
+    All pixels of a part saw the same taps, so that it is a convolution of its own. Parts that no window saw are set to
+    zero, and left out.
+    """
+    for a in range(min(stride[0], dx.shape[1])):
+        of_rows = taps_of_residue(a, rs[0], stride[0], padding[0], dilation[0])
+        for b in range(min(stride[1], dx.shape[2])):
+            of_columns = taps_of_residue(b, rs[1], stride[1], padding[1], dilation[1])
+            part = dx[:, a :: stride[0], b :: stride[1]]
+            if len(of_rows[0]) and len(of_columns[0]):
+                yield part, of_rows, of_columns
+            else:
+                part[...] = 0
 
 
 def taps_of_residue(a, taps, stride, padding, dilation):

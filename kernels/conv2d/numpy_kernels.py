@@ -5,9 +5,11 @@ import numpy as np
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import (
+    CONV2D_BIAS_ACT,
     CONV2D_DGRAD,
     CONV2D_FPROP,
     CONV2D_WGRAD,
+    bias_act_reference,
     dgrad_reference,
     fprop_reference,
     out_hw,
@@ -19,6 +21,9 @@ kernel(CONV2D_DGRAD, device="cpu", step=0, note="the definition: each window get
     dgrad_reference
 )
 kernel(CONV2D_WGRAD, device="cpu", step=0, note="the definition: x windows times dy", dtypes=("any",))(wgrad_reference)
+kernel(CONV2D_BIAS_ACT, device="cpu", step=0, note="the definition: convolution, bias, skip, ReLU", dtypes=("any",))(
+    bias_act_reference
+)
 
 
 def _columns(x, rs, stride, padding, dilation):

@@ -1,8 +1,11 @@
-"""Convolution as three problems. Logical shapes: x (N, C, H, W), w (K, C/groups, R, S), y and dy (N, K, P, Q).
+"""Convolution as problems: three directions, and inference.
+
+Logical shapes: x (N, C, H, W), w (K, C/groups, R, S), y and dy (N, K, P, Q).
 
     y[n, k, p, q] = sum over c, r, s of x[n, c, p*u + r*l - a, q*v + s*m - b] * w[k, c, r, s]
 
 with stride (u, v), dilation (l, m), padding (a, b), and zeros outside x; with groups, the c of k's own group.
+conv2d_bias_act is what inference needs, with BatchNorm folded into w and b: act(y + b (+ z)), z the skip connection.
 (Cross-correlation, as in every framework. Source: cuDNN API reference, cudnnConvolutionForward.)
 """
 
@@ -79,6 +82,14 @@ def wgrad_reference(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return dw.reshape(k, c, *kernel_hw)
 
 
+def bias_act_reference(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    """act(y + b (+ z)): w, b (K,), z None or of y's shape; act is ReLU or nothing. A NaN stays one."""
+    y = fprop_reference(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups) + b[:, None, None]
+    if z is not None:
+        y = y + z
+    return np.where(y <= 0, y.dtype.type(0), y) if relu else y
+
+
 def _case(name, n, c, hw, k, rs, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, tags=TEST):
     return Case(
         name, dict(n=n, c=c, hw=hw, k=k, rs=rs, stride=stride, padding=padding, dilation=dilation, groups=groups), tags
@@ -112,6 +123,10 @@ CASES = (
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
     _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
+    _case("3x3_partial_tiles", 3, 17, (9, 11), 33, (3, 3), padding=(1, 1)),  # tails of channels, tiles that hang over
+    _case("3x3_many_tiles", 2, 16, (33, 30), 16, (3, 3), padding=(1, 0)),  # more than one cache block of tiles
+    _case("3x3_many_channels", 1, 208, (5, 6), 256, (3, 3), padding=(1, 1)),
+    _case("3x3_100_channels", 1, 100, (6, 7), 20, (3, 3), padding=(0, 2)),
     _case("several_tiles", 2, 72, (9, 16), 136, (1, 1)),  # of 128 pixels and 128 channels, and tails
     _layer("cifar_stage1", 128, 16, 32, 16, 3),
     _layer("cifar_stage2_down", 128, 16, 32, 32, 3, 2),
@@ -158,6 +173,14 @@ def _wgrad_inputs(case, rng):
     return dict(x=_x(case, rng), dy=_dy(case, rng)), _common(case) | dict(kernel_hw=case.params["rs"])
 
 
+def _bias_act_inputs(case, rng):
+    """Every case with or without z and ReLU, in turn."""
+    i = [c.name for c in CASES].index(case.name)
+    z = _dy(case, rng) if i % 2 else None
+    b = rng.standard_normal(case.params["k"])
+    return dict(x=_x(case, rng), w=_w(case, rng), b=b, z=z), _common(case) | dict(relu=i % 4 < 2)
+
+
 def _size(*shape: int) -> int:
     return int(np.prod(shape))
 
@@ -189,6 +212,19 @@ def _wgrad_bytes(x, dy, *, groups, kernel_hw, **_):
     )
 
 
+def _bias_act_flops(x, w, b, z, *, relu, **params):
+    return _fprop_flops(x, w, **params)
+
+
+def _bias_act_bytes(x, w, b, z, *, relu, **params):
+    return _fprop_bytes(x, w, **params) + (0 if z is None else z.dtype.itemsize * _size(*z.shape))
+
+
+def _bias_act_scale(x, w, b, z, *, relu, **params):
+    magnitudes = (None if a is None else np.abs(a) for a in (x, w, b, z))
+    return bias_act_reference(*magnitudes, relu=False, **params)
+
+
 def _of_magnitudes(reference):
     """The definition applied to absolute values: what a sum of products can lose is relative to this."""
     return lambda *arrays, **params: reference(*(np.abs(a) for a in arrays), **params)
@@ -202,4 +238,7 @@ CONV2D_DGRAD = Problem(
 )
 CONV2D_WGRAD = Problem(
     "conv2d_wgrad", wgrad_reference, _wgrad_inputs, CASES, _wgrad_flops, _wgrad_bytes, _of_magnitudes(wgrad_reference)
+)
+CONV2D_BIAS_ACT = Problem(
+    "conv2d_bias_act", bias_act_reference, _bias_act_inputs, CASES, _bias_act_flops, _bias_act_bytes, _bias_act_scale
 )

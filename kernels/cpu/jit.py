@@ -11,13 +11,15 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
-from numba.core import config
+from numba.core import config, event
 
 # Threads that wait for work sleep instead of spinning. Where another process wants the cores too, spinning made a
 # training step nine times slower (0.66 s against 0.07 s beside a busy neighbour). Read by OpenMP when it is loaded.
@@ -26,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Never "nnan" or "ninf": a NaN must stay a NaN.
 FASTMATH = {"contract", "reassoc", "nsz"}
 _KEEP_DAYS = 30
+_OURS = "minires.kernels."
 _NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change no CPU kernel
 
 
@@ -40,6 +43,11 @@ def source_hash() -> str:
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def host_cpu() -> str:
+    """The processor as the compiler sees it, and how many cores: what measured times belong to."""
+    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()} {os.cpu_count()}"
 
 
 def cache_root() -> Path:
@@ -61,6 +69,33 @@ def cache_folder() -> str | None:
     except OSError:
         return None
     return str(folder) if os.access(folder, os.W_OK) else None
+
+
+class _Announcer(event.Listener):
+    """Says once why nothing seems to happen: kernels are compiled, and none was on disk."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        dispatcher = event.data.get("dispatcher")
+        if self.said or dispatcher is None or not dispatcher.py_func.__module__.startswith(_OURS):
+            return
+        self.said, folder = True, cache_folder()
+        if folder is None:
+            where = "they cannot be kept: no cache folder can be written (MINIRES_CACHE names one)"
+        elif any(Path(folder).rglob("*.nbi")):
+            return  # most are there; a new shape or dtype takes a second or two
+        else:
+            where = f"they are kept in {cache_root()}"
+        print(
+            f"minires: compiling the CPU kernels, once, for about half a minute; {where}", file=sys.stderr, flush=True
+        )
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _Announcer())
 
 
 def _sweep(parent: Path) -> None:

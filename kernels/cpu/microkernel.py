@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from .features import simd
 
 ROWS = simd().tile_rows
-_INT64 = ir.IntType(64)
+INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
 
 
@@ -42,15 +42,15 @@ def multiply_tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, 
     combination is compiled, and cached, for itself.
     """
 
-    if not _literal(rows, vectors):
+    if not literal(rows, vectors):
         return None  # Numba asks again with literal types
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, b, b_step, c, c_row, steps, accumulate = args[:9]
-        zero, one = ir.Constant(_INT64, 0), ir.Constant(_INT64, 1)
+        zero, one = ir.Constant(INT64, 0), ir.Constant(INT64, 1)
         tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, zero, b, b_step, zero, steps, one)
-        tile.store(c, c_row, accumulate)
+        tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8, types.boolean, rows, vectors, dtype), emit
@@ -77,35 +77,65 @@ def multiply_tile_2d(
 ):
     """The tile with a sum of two levels; a_outer and b_outer are the strides of A and B between the outer steps."""
 
-    if not _literal(rows, vectors):
+    if not literal(rows, vectors):
         return None  # Numba asks again with literal types
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate = args[:12]
         tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
-        tile.store(c, c_row, accumulate)
+        tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 11, types.boolean, rows, vectors, dtype), emit
 
 
-def _literal(*parameters: types.Type) -> bool:
+def literal(*parameters: types.Type) -> bool:
+    """Whether these parameters of an intrinsic are literal integers."""
     return all(isinstance(p, types.IntegerLiteral) for p in parameters)
 
 
-class _Tile:
+class Emitter:
+    """Addresses, loads and stores of the host's vectors of `number`. Addresses are bytes, strides elements."""
+
+    def __init__(self, builder: ir.IRBuilder, number: types.Type):
+        self.builder = builder
+        self.scalar = ir.FloatType() if number == types.float32 else ir.DoubleType()
+        self.size = 4 if number == types.float32 else 8
+        self.width = simd().vector_bytes // self.size
+        self.vector = ir.VectorType(self.scalar, self.width)
+
+    def at(self, base, index, stride=1):
+        """The address of element `index * stride` from `base`."""
+        index, stride = (ir.Constant(INT64, n) if isinstance(n, int) else n for n in (index, stride))
+        return self.builder.add(base, self.builder.mul(self.builder.mul(index, stride), ir.Constant(INT64, self.size)))
+
+    def load(self, address, kind):
+        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
+        value.align = self.size
+        return value
+
+    def store(self, value, address) -> None:
+        pointer = self.builder.inttoptr(address, value.type.as_pointer())
+        self.builder.store(value, pointer).align = self.size
+
+    def broadcast(self, value):
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
+        return self.builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(_INT32, self.width), [0] * self.width)
+        )
+
+
+class _Tile(Emitter):
     """Emits code for rows x vectors accumulators.
 
     They are stack slots here, which keeps the loops readable; LLVM's mem2reg turns them into registers.
     """
 
     def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, number: types.Type):
-        self.builder, self.rows, self.vectors = builder, rows, vectors
-        self.scalar = ir.FloatType() if number == types.float32 else ir.DoubleType()
-        self.size = 4 if number == types.float32 else 8
-        self.width = simd().vector_bytes // self.size
-        self.vector = ir.VectorType(self.scalar, self.width)
+        super().__init__(builder, number)
+        self.rows, self.vectors = rows, vectors
         self.slots = [[cgutils.alloca_once(builder, self.vector) for _ in range(vectors)] for _ in range(rows)]
         for row in self.slots:
             for slot in row:
@@ -114,48 +144,28 @@ class _Tile:
     def multiply(self, a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer) -> None:
         """Add the products of all steps to the accumulators."""
         builder = self.builder
-        with cgutils.for_range(builder, outer, intp=_INT64) as o:
-            a_run, b_run = self._at(a, o.index, a_outer), self._at(b, o.index, b_outer)
-            with cgutils.for_range(builder, steps, intp=_INT64) as k:
-                column_of_a, row_of_b = self._at(a_run, k.index, a_step), self._at(b_run, k.index, b_step)
-                vectors_of_b = [
-                    self._load(self._at(row_of_b, v * self.width), self.vector) for v in range(self.vectors)
-                ]
+        with cgutils.for_range(builder, outer, intp=INT64) as o:
+            a_run, b_run = self.at(a, o.index, a_outer), self.at(b, o.index, b_outer)
+            with cgutils.for_range(builder, steps, intp=INT64) as k:
+                column_of_a, row_of_b = self.at(a_run, k.index, a_step), self.at(b_run, k.index, b_step)
+                vectors_of_b = [self.load(self.at(row_of_b, v * self.width), self.vector) for v in range(self.vectors)]
                 for i in range(self.rows):
-                    x = self._broadcast(self._load(self._at(column_of_a, i, a_row), self.scalar))
+                    x = self.broadcast(self.load(self.at(column_of_a, i, a_row), self.scalar))
                     for v, y in enumerate(vectors_of_b):
                         product = builder.fmul(x, y, flags=("contract",))  # with the fadd, one fused instruction
                         total = builder.fadd(builder.load(self.slots[i][v]), product, flags=("contract",))
                         builder.store(total, self.slots[i][v])
 
-    def store(self, c, c_row, accumulate) -> None:
+    def write(self, c, c_row, accumulate) -> None:
         """Write the accumulators to C, or add them to it."""
         builder = self.builder
         places = [
-            [self._at(self._at(c, i, c_row), v * self.width) for v in range(self.vectors)] for i in range(self.rows)
+            [self.at(self.at(c, i, c_row), v * self.width) for v in range(self.vectors)] for i in range(self.rows)
         ]
         with builder.if_then(accumulate):
             for slots, addresses in zip(self.slots, places, strict=True):
                 for slot, address in zip(slots, addresses, strict=True):
-                    builder.store(builder.fadd(builder.load(slot), self._load(address, self.vector)), slot)
+                    builder.store(builder.fadd(builder.load(slot), self.load(address, self.vector)), slot)
         for slots, addresses in zip(self.slots, places, strict=True):
             for slot, address in zip(slots, addresses, strict=True):
-                pointer = builder.inttoptr(address, self.vector.as_pointer())
-                builder.store(builder.load(slot), pointer).align = self.size
-
-    def _at(self, base, index, stride=1):
-        """The address of element `index * stride` from `base`."""
-        index, stride = (ir.Constant(_INT64, n) if isinstance(n, int) else n for n in (index, stride))
-        return self.builder.add(base, self.builder.mul(self.builder.mul(index, stride), ir.Constant(_INT64, self.size)))
-
-    def _load(self, address, kind):
-        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
-        value.align = self.size
-        return value
-
-    def _broadcast(self, value):
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-        return self.builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_INT32, self.width), [0] * self.width)
-        )
+                self.store(builder.load(slot), address)

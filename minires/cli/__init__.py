@@ -1,4 +1,4 @@
-"""The command `minires`: train, evaluate, info, kernels.
+"""The command `minires`: train, evaluate, export, info, kernels, study.
 
 Errors of use are one line and exit code 2, a bug is one line that says so and 70; `--debug` adds the traceback. A run
 that was stopped by SIGINT or SIGTERM ends with 130 or 143.
@@ -18,6 +18,7 @@ from cyclopts import App
 from ..train.interrupt import Interrupted
 from .errors import bug, is_use, one_line
 from .evaluate import evaluate
+from .export import export
 from .info import info
 from .train import train
 
@@ -35,8 +36,10 @@ app = App(
 )
 app.command(train)
 app.command(evaluate)
+app.command(export)
 app.command(info)
 app.command("minires.cli.kernels:app", name="kernels", help="List the registered kernels, or check some.")
+app.command("minires.cli.study:app", name="study", help="Experiments on backpropagation through skip connections.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,7 +78,10 @@ class Subset(Dataset):
                 f"Subset: indices from {self.indices.min()} to {self.indices.max()} do not fit a data set of {size}"
             )
         if hasattr(dataset, "batch"):  # pass the short cut on, but only where there is one
-            self.batch = lambda indices: dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
+            self.batch = self._batch  # a method, not a lambda: worker processes get the data set pickled
+
+    def _batch(self, indices: Any) -> Any:
+        return self.dataset.batch(self.indices[np.asarray(indices, dtype=np.int64)])
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]

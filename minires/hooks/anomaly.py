@@ -34,8 +34,8 @@ class AnomalyError(ArithmeticError):
 class AnomalyHook(Hook):
     """Looks at every op's output and at every gradient, and raises AnomalyError at the first NaN or Inf.
 
-    kernels: kernels to compute with meanwhile, as for `dispatch.use_kernels`: some fast algorithms (Winograd) spread
-    one bad pixel over its neighbours, direct ones do not: `AnomalyHook(conv2d_fprop="fprop_reference")`.
+    Kernels are exact ones meanwhile (`dispatch.exact`): Winograd spreads one bad pixel over its neighbours. kernels:
+    others to compute with, as for `dispatch.use_kernels`: `AnomalyHook(conv2d_fprop="fprop_reference")`.
     NumPy's own warnings about invalid values and overflow are off within it.
     """
 
@@ -43,7 +43,7 @@ class AnomalyHook(Hook):
         self.kernels: Mapping[str, str] = kernels
 
     def contexts(self) -> Iterable[contextlib.AbstractContextManager]:
-        return np.errstate(all="ignore"), dispatch.use_kernels(**self.kernels)
+        return np.errstate(all="ignore"), dispatch.exact(), dispatch.use_kernels(**self.kernels)
 
     def forward_post(self, node: Node, arrays: Sequence[Any], y: Any) -> None:
         if found := _count(y):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ class TraceRecord:
     module: dotted name of the module in which it ran. kernels: names of those that dispatch ran for it, in order.
     inputs, outputs: shapes, None where there is no array; of a backward the gradient of the op's output, and the
     gradients of its inputs. saved_bytes: what the op keeps for backward and no op before it kept; parameters, which
-    are there anyway, do not count.
+    are there anyway, do not count. number: the op's, the same in both directions. held_bytes: what all ops together
+    keep after this; backward drops what an op kept and no other one that is still to come back keeps.
     """
 
     direction: Literal["forward", "backward"]
@@ -31,6 +32,8 @@ class TraceRecord:
     inputs: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
     saved_bytes: int
+    number: int
+    held_bytes: int
 
 
 class TraceHook(Hook):
@@ -39,7 +42,8 @@ class TraceHook(Hook):
     def __init__(self) -> None:
         self.records: list[TraceRecord] = []
         self._kernels: list[str] = []
-        self._counted: set[int] = set()  # memory that is kept for backward, by id
+        self._keepers: dict[int, int] = {}  # how many ops keep it, by the id of the memory
+        self._held = 0
 
     @property
     def saved_bytes(self) -> int:
@@ -57,21 +61,28 @@ class TraceHook(Hook):
         if any(node.needs_grad):
             parameters = {id(_owner(v.array)) for v in node.inputs if isinstance(v, Tensor)}
             for owner in _kept(node):
-                if id(owner) not in self._counted and id(owner) not in parameters:
-                    self._counted.add(id(owner))
-                    saved += owner.nbytes
+                if id(owner) not in parameters:
+                    saved += 0 if id(owner) in self._keepers else owner.nbytes
+                    self._keepers[id(owner)] = self._keepers.get(id(owner), 0) + 1
+        self._held += saved
         self._record("forward", node, arrays, (y,), saved)
 
     def backward_pre(self, node: Node, dy: Any) -> None:
         self._kernels.clear()
 
     def backward_post(self, node: Node, dy: Any, grads: Sequence[Any]) -> None:
-        self._counted.difference_update(id(owner) for owner in _kept(node))  # may be freed now, and its id used again
+        for owner in _kept(node):
+            if id(owner) in self._keepers:
+                self._keepers[id(owner)] -= 1
+                if not self._keepers[id(owner)]:
+                    del self._keepers[id(owner)]  # it may be freed now, and its id used again
+                    self._held -= owner.nbytes
         self._record("backward", node, (dy,), grads, 0)
 
     def _record(self, direction: Any, node: Node, inputs: Sequence[Any], outputs: Sequence[Any], saved: int) -> None:
         module, kernels = module_path(node.scope), tuple(self._kernels)
-        record = TraceRecord(direction, node.name, module, kernels, _shapes(inputs), _shapes(outputs), saved)
+        shapes = _shapes(inputs), _shapes(outputs)
+        record = TraceRecord(direction, node.name, module, kernels, *shapes, saved, node.number, self._held)
         self.records.append(record)
 
     def __str__(self) -> str:
@@ -83,15 +94,16 @@ class TraceHook(Hook):
         return table(("pass", "module", "op", "kernels", "in", "out", "bytes saved"), rows, right=(6,))
 
 
-def _kept(node: Node) -> Iterator[Any]:
-    """The memory that a node keeps for backward, as the arrays that own it."""
-    found = [*(node.saved_for_backward or ()), *vars(node).values()]
+def _kept(node: Node) -> Iterable[Any]:
+    """The memory that a node keeps for backward, as the arrays that own it, each once."""
+    found, owners = [*(node.saved_for_backward or ()), *vars(node).values()], {}
     while found:
         item = found.pop()
         if isinstance(item, (tuple, list)):
             found.extend(item)
         elif hasattr(item, "nbytes"):
-            yield _owner(item)
+            owners[id(_owner(item))] = _owner(item)
+    return owners.values()
 
 
 def _owner(array: Any) -> Any:

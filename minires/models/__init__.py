@@ -1,4 +1,7 @@
-"""Networks: `create_model("resnet20")`, or by function, `resnet20()`. `describe("resnet20")` lists its layers."""
+"""Networks: `create_model("resnet20")`, or by function, `resnet20()`. `describe("resnet20")` lists its layers.
+
+`create_model("resnet50", weights="resnet50-imagenet-v2")`, or weights="file.pth": trained ones (`list_weights()`).
+"""
 
 from .blocks import BasicBlock, Bottleneck, PreActBasicBlock, PreActBottleneck
 from .cifar_resnet import (
@@ -34,8 +37,9 @@ from .imagenet_resnet import (
     resnet152,
 )
 from .info import Info, describe
-from .registry import create_model, list_models
+from .registry import create_model, guess_model, list_models
 from .resnet import ResNet
+from .weights import PublishedWeights, get_weights, list_weights
 
 __all__ = [  # noqa: RUF022  (families in order of depth)
     "BasicBlock",
@@ -43,10 +47,14 @@ __all__ = [  # noqa: RUF022  (families in order of depth)
     "PreActBasicBlock",
     "PreActBottleneck",
     "Info",
+    "PublishedWeights",
     "ResNet",
     "create_model",
     "describe",
+    "get_weights",
+    "guess_model",
     "list_models",
+    "list_weights",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .. import interop
+from ..engine import Tensor
 from .blocks import Block
 from .resnet import ResNet
+from .weights import options_of
 
 _BUILDERS: dict[str, Callable[..., ResNet]] = {}
+_SHAPES: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...]]] = {}
 _OPTIONS = [p.name for p in inspect.signature(ResNet).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
@@ -43,24 +48,59 @@ def register(
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"{note} Options: those of `ResNet`; num_classes=None means as in the paper."
     _BUILDERS[name] = build
+    _SHAPES[name] = (block, tuple(depths), tuple(widths))
     return build
 
 
-def create_model(name: str, num_classes: int | None = None, in_channels: int = 3, **options: Any) -> ResNet:
-    """Build the model of that name, with weights newly drawn.
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ResNet:
+    """Build the model of that name, with weights newly drawn, or with `weights`.
 
-    num_classes: length of its output; None means as in the paper (1000 for ImageNet, 10 for CIFAR-10). in_channels:
-    channels of the images. options: `ResNet`'s (stem, shortcut, variant, zero_init_residual, drop_skip).
-    Raises ValueError for a name, number or option that cannot be, and says which can.
+    num_classes: length of its output; None means as in the weights, else as in the paper (1000 for ImageNet, 10 for
+    CIFAR-10). in_channels: channels of the images; None means as in the weights, else 3. weights: a file, the name of
+    published weights (`list_weights`), or a state dict; what its shapes say of the options need not be said again.
+    options: `ResNet`'s (stem, shortcut, variant, zero_init_residual, drop_skip).
+    Raises ValueError for a name, number or option that cannot be, and says which can; for weights as
+    `minires.interop.load_weights` does.
     """
     if name not in _BUILDERS:
         raise ValueError(f"no model is named {name!r}{_near(name, _BUILDERS)}; there are {', '.join(list_models())}")
-    return _BUILDERS[name](num_classes, in_channels, **options)
+    if weights is None:
+        return _BUILDERS[name](num_classes, 3 if in_channels is None else in_channels, **options)
+    state = interop.read_weights(weights)
+    given = {"num_classes": num_classes, "in_channels": in_channels, **options}
+    said = options_of({ours: state[theirs] for theirs, ours in interop.our_names(state).items()})
+    model = _BUILDERS[name](**{**said, **{option: value for option, value in given.items() if value is not None}})
+    interop.load_weights(model, state, source=None if isinstance(weights, Mapping) else str(weights))
+    return model
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names of all models, or of those that match a shell pattern such as "resnet*" or "*110"."""
     return [name for name in _BUILDERS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def guess_model(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the model whose weights a state dict under our names holds, None where it is none of `list_models`.
+
+    Where two models have the same weights, the residual network and not its plain twin.
+    """
+    depths, widths = [], []
+    while (first := f"layer{len(depths) + 1}.0.conv1.weight") in state:
+        blocks = {name.split(".")[1] for name in state if name.startswith(f"layer{len(depths) + 1}.")}
+        depths.append(len(blocks))
+        widths.append(state[first].shape[0])
+    for name, (block, *shape) in _SHAPES.items():
+        alike = block.preact == ("bn.weight" in state) and (block.expansion > 1) == ("layer1.0.conv3.weight" in state)
+        if alike and shape == [tuple(depths), tuple(widths)]:
+            return name
+    return None
 
 
 def _near(word: Any, known: Iterable[str]) -> str:

@@ -1,10 +1,10 @@
 """Arithmetic of two operands, with broadcasting; numbers are operands too (their dtype gives way, see move.py).
 
-    y = a + b       da = dy                     db = dy
-    y = a - b       da = dy                     db = -dy
-    y = a * b       da = dy * b                 db = dy * a
-    y = a / b       da = dy / b                 db = -dy * y / b
-    y = a ** b      da = dy * b * a**(b - 1)    db = dy * y * log(a)
+    add    y = a + b       da = dy                     db = dy
+    sub    y = a - b       da = dy                     db = -dy
+    mul    y = a * b       da = dy * b                 db = dy * a
+    div    y = a / b       da = dy / b                 db = -dy * y / b
+    pow    y = a ** b      da = dy * b * a**(b - 1)    db = dy * y * log(a)
 
 each summed over the axes along which that operand was broadcast. Saved for backward: of the other operand and of y,
 what the formula reads. In a ** b, da is 0 where b is 0, and db is 0 where a is 0 (as in PyTorch).
@@ -95,7 +95,10 @@ class Pow(Function):
 
 
 class PowNumber(Function):
-    """y = x ** p for a number p: NumPy squares by a product, and backward needs x alone."""
+    """y = x ** p for a number p: NumPy squares by a product, and backward needs x alone.
+
+    dx = dy * p * x ** (p - 1)
+    """
 
     @staticmethod
     def forward(ctx, x, *, p: Any):

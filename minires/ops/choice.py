@@ -1,8 +1,8 @@
 """Choices between elements.
 
-    y = max(a, b)          dy goes to the larger one, half to each where they are equal
-    y = clamp(x)           dx = dy where x lies between the limits (or on one), 0 elsewhere
-    y = where(c, a, b)     dy goes to the one that was chosen
+    maximum    y = max(a, b)          da = dy where a is larger, dy / 2 where they are equal, 0 elsewhere; db likewise
+    clamp      y = clamp(x)           dx = dy where x lies between the limits (or on one), 0 elsewhere
+    where      y = where(c, a, b)     da = dy where a was chosen, 0 elsewhere; db likewise
 
 each summed over the axes along which that operand was broadcast. Saved for backward: masks.
 """

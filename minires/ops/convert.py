@@ -14,7 +14,7 @@ from .move import kind, to
 
 
 class Clone(Function):
-    """y = x in memory of its own."""
+    """y = x in memory of its own; dx = dy."""
 
     @staticmethod
     def forward(ctx, x):

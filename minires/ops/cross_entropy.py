@@ -8,9 +8,9 @@ mean: for classes over the sum of w[t] (ignored rows weigh 0), for probabilities
 
 Saved for backward: the log-probabilities and the target. With p = softmax(x):
 
-    dx[n, k] = dl[n] * w[t] * (p[n, k] - [k = t])             since d log p_t / dx_k = [k = t] - p_k
-    dx[n, k] = dl[n] * (p[n, k] * (sum over j of q[n, j]) - q[n, k])
-    dtarget  = -dl[n] * log p[n, k] * w[k] * (1 - s)
+    cross_entropy         dx[n, k] = dl[n] * w[t] * (p[n, k] - [k = t])     since d log p_t / dx_k = [k = t] - p_k
+    soft_cross_entropy    dx[n, k] = dl[n] * (p[n, k] * (sum over j of q[n, j]) - q[n, k])
+                          dtarget  = -dl[n] * log p[n, k] * w[k] * (1 - s)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The largest and smallest elements, and where they stand.
 
-    y = x[k], k the index of the largest along an axis     dx[k] = dy, 0 elsewhere         max, min, topk along an axis
-    y = largest over axes                                  dx = dy / ties where x == y     amax, max of all
+    pick    y = x[k], k the index of the largest along an axis     dx[k] = dy, 0 elsewhere         max, min, topk
+    amax    y = largest over axes                                  dx = dy / ties where x == y     amax, max of all
 
 Saved for backward: the indices, or x and y. Indices are integers without gradients. (The conventions are PyTorch's.)
 """

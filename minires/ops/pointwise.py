@@ -1,9 +1,12 @@
 """Functions of each element.
 
-    y = -x           dx = -dy                y = exp x        dx = dy * y
-    y = |x|          dx = dy * sign x        y = log x        dx = dy / x
-    y = sqrt x       dx = dy / (2 y)         y = sin x        dx = dy * cos x
-                                             y = cos x        dx = -dy * sin x
+    neg     y = -x           dx = -dy
+    abs     y = |x|          dx = dy * sign x
+    sqrt    y = sqrt x       dx = dy / (2 y)
+    exp     y = exp x        dx = dy * y
+    log     y = log x        dx = dy / x
+    sin     y = sin x        dx = dy * cos x
+    cos     y = cos x        dx = -dy * sin x
 
 Saved for backward: y for exp and sqrt, nothing for neg, x for the others. |x| has gradient 0 at 0, and sqrt an
 infinite one (as in PyTorch). Of integers, all but neg and |x| are float32.

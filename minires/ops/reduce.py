@@ -1,8 +1,8 @@
 """Sums over axes, and what is made of them.
 
-    y = sum x                   dx = dy, spread over the axes
-    y = sum x / n               dx = dy / n, spread
-    y = (sum |x|^p)^(1/p)       dx = dy * sign(x) * (|x| / y)^(p - 1)      p = 2: dy * x / y;  0 where y is 0
+    sum     y = sum x                   dx = dy, spread over the axes
+    mean    y = sum x / n               dx = dy / n, spread
+    norm    y = (sum |x|^p)^(1/p)       dx = dy * sign(x) * (|x| / y)^(p - 1)      p = 2: dy * x / y;  0 where y is 0
 
 Saved for backward: nothing for sum and mean (only the shape and memory order of x), x and y for the norm.
 The norm of p = inf is the largest |x|, its gradient shared among all that reach it (extremes.py).

@@ -21,10 +21,11 @@ from minires.kernels.cpu.jit import set_num_threads  # pyright: ignore[reportMis
 
 from ..device import CPU, array_module, to_device
 from ..device import device as as_device
+from ..interop import load
 from ..models import create_model
 from ..nn import Module
 from ..ops import cross_entropy
-from ..serialization import load, write_atomically
+from ..serialization import write_atomically
 from ..state import no_grad
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
 from .images import make_loader, open_images

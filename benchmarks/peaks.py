@@ -1,0 +1,149 @@
+"""What this machine can do at most, measured: fused multiply-adds per second, bytes copied per second, and sgemm.
+
+A kernel is judged by its share of these, and absolute times are read beside them: they drift with the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from minires.kernels.cpu.features import simd  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu.jit import get_num_threads, njit  # pyright: ignore[reportMissingImports]
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_WIDTHS = (16, 32, 64)  # bytes
+_CHAINS = 12  # independent sums, to hide the latency; with two operands they fit into 16 registers
+_STEPS = 3_000_000
+_SGEMM = 2048
+_COPY_NUMBERS = 1 << 26  # 256 MiB of float32, beyond any cache
+_REPEATS = 10
+_REST = 0.3  # seconds until OpenBLAS's threads have stopped spinning
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """fma: FLOP/s (float32) by vector width in bytes. copy: bytes read and written per second. sgemm: FLOP/s."""
+
+    fma: dict[int, float]
+    copy: float
+    sgemm: float
+
+    @property
+    def flops(self) -> float:
+        """The most FLOP/s of any width."""
+        return max(self.fma.values())
+
+    def floor(self, flops: float, moved: float) -> float:
+        """Seconds that so many operations and bytes take at least."""
+        return max(flops / self.flops, moved / self.copy)
+
+    def columns(self) -> dict[str, str]:
+        """For a results file."""
+        fma, copy, sgemm = (f"{value / 1e9:.4g}" for value in (self.flops, self.copy, self.sgemm))
+        return {"fma_gflop_per_s": fma, "copy_gbyte_per_s": copy, "sgemm_gflop_per_s": sgemm}
+
+    def __str__(self) -> str:
+        widths = ", ".join(f"{8 * width} bits {rate / 1e9:.0f}" for width, rate in self.fma.items())
+        return f"FMA GFLOP/s: {widths}; copy {self.copy / 1e9:.1f} GB/s; sgemm {self.sgemm / 1e9:.0f} GFLOP/s"
+
+
+def measure() -> Peaks:
+    """Measure them on as many threads as the kernels use; takes about two seconds after compilation."""
+    return Peaks(_fma_peaks(), _copy_peak(), measure_sgemm())
+
+
+def measure_sgemm() -> float:
+    """FLOP/s of NumPy's BLAS on a product of two 2048 x 2048 matrices, float32: how fast the machine is just now."""
+    a = np.ones((_SGEMM, _SGEMM), np.float32)
+    out = np.empty_like(a)
+    rate = 2 * _SGEMM**3 / _best(lambda: np.matmul(a, a, out))
+    time.sleep(_REST)
+    return rate
+
+
+def _best(call: Callable[[], object]) -> float:
+    """The shortest of a few times, in seconds: a peak, not what is usual."""
+    call()
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _fma_peaks() -> dict[int, float]:
+    threads, peaks = get_num_threads(), {}
+    for width in _WIDTHS:
+        if width <= simd().vector_bytes:
+            seconds = _best(lambda width=width: _multiply_add(threads, width, _STEPS))
+            peaks[width] = threads * _STEPS * _CHAINS * (width // 4) * 2 / seconds
+    return peaks
+
+
+def _copy_peak() -> float:
+    source, target = np.ones(_COPY_NUMBERS, np.float32), np.zeros(_COPY_NUMBERS, np.float32)
+    return 2 * source.nbytes / _best(lambda: _copy(source, target))
+
+
+@intrinsic
+def _chains(typing_context: Any, steps: Any, x: Any, width: Any) -> Any:
+    """The sum of `_CHAINS` vectors of `width` bytes, each `steps` times multiplied by x and added to x."""
+    if not isinstance(width, types.IntegerLiteral):
+        return None  # Numba asks again with a literal type
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        steps, x, _ = args
+        vector = ir.VectorType(ir.FloatType(), width.literal_value // 4)
+        index = ir.IntType(32)
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = builder.insert_element(undefined, x, ir.Constant(index, 0))
+        mask = ir.Constant(ir.VectorType(index, vector.count), [0] * vector.count)
+        xs = builder.shuffle_vector(first, undefined, mask)
+        slots = [cgutils.alloca_once(builder, vector) for _ in range(_CHAINS)]
+        for i, slot in enumerate(slots):  # different beginnings, or LLVM would keep one chain for all
+            builder.store(ir.Constant(vector, [float(i)] * vector.count), slot)
+        with cgutils.for_range(builder, steps, intp=ir.IntType(64)):
+            for slot in slots:
+                product = builder.fmul(builder.load(slot), xs, flags=("contract",))  # pyright: ignore[reportCallIssue]
+                total = builder.fadd(product, xs, flags=("contract",))  # pyright: ignore[reportCallIssue]
+                builder.store(total, slot)
+        total = builder.load(slots[0])
+        for slot in slots[1:]:
+            total = builder.fadd(total, builder.load(slot))
+        return builder.extract_element(total, ir.Constant(index, 0))
+
+    return types.float32(types.int64, types.float32, width), emit
+
+
+@njit(parallel=True)
+def _multiply_add(threads, width, steps):
+    sums = np.empty(threads, np.float32)
+    for t in prange(threads):
+        sums[t] = _run_chains(width, steps)
+    return sums
+
+
+@njit()
+def _run_chains(width, steps):
+    x = np.float32(0.5)
+    if width == 64:
+        return _chains(steps, x, 64)  # pyright: ignore[reportCallIssue]
+    if width == 32:
+        return _chains(steps, x, 32)  # pyright: ignore[reportCallIssue]
+    return _chains(steps, x, 16)  # pyright: ignore[reportCallIssue]
+
+
+@njit(parallel=True)
+def _copy(source, target):
+    blocks = 64
+    size = source.size // blocks
+    for b in prange(blocks):
+        target[b * size : (b + 1) * size] = source[b * size : (b + 1) * size]

@@ -1,0 +1,101 @@
+"""Convolution for inference on the CPU: bias, skip connection and ReLU right after the convolution, in place."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.jit import njit
+from ..memory import to_nhwc
+from ..registry import kernel
+from . import winograd
+from .direct_kernels import fprop_direct_tile, fprop_supports
+from .numba_kernels import fprop_im2col_tile
+from .pointwise_kernels import fprop_pointwise
+from .pointwise_kernels import fprop_supports as pointwise_supports
+from .problem import CONV2D_BIAS_ACT
+from .winograd_kernels import fprop_supports as winograd_supports
+from .winograd_kernels import fprop_winograd, rank
+
+
+def _direct_supports(x, w, b, z, *, relu, **params):
+    return fprop_supports(x, w, **params)
+
+
+def _winograd_supports(x, w, b, z, *, relu, **params):
+    return winograd_supports(x, w, **params)
+
+
+def _winograd_scale(x, w, b, z, *, relu, **params):
+    y = winograd.fprop_scale(x, w, **params) + np.abs(b)[:, None, None]
+    return y if z is None else y + np.abs(z)
+
+
+def _pointwise_supports(x, w, b, z, *, relu, **params):
+    return pointwise_supports(x, w, **params)
+
+
+def _winograd_rank(x, w, b, z, **_):
+    return rank(x, w)
+
+
+@kernel(CONV2D_BIAS_ACT, device="cpu", step=3, note="fprop_im2col_tile, then one pass in place")
+def bias_act_im2col_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_im2col_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
+@kernel(
+    CONV2D_BIAS_ACT, device="cpu", step=4, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
+)
+def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_direct_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
+@kernel(
+    CONV2D_BIAS_ACT, device="cpu", step=5, supports=_pointwise_supports, note="fprop_pointwise, then one pass in place"
+)
+def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_pointwise(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
+@kernel(
+    CONV2D_BIAS_ACT,
+    device="cpu",
+    step=5,
+    supports=_winograd_supports,
+    rank=_winograd_rank,
+    error_scale=_winograd_scale,
+    error_factor=4.0,  # as fprop_winograd's
+    exact=False,
+    note="fprop_winograd, then one pass in place",
+)
+def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    y = fprop_winograd(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return _finished(y, b, z, relu)
+
+
+def _finished(y, b, z, relu):
+    """act(y + b (+ z)), over y where it lies channels-last."""
+    memory = to_nhwc(y)
+    _finish(memory, b.copy(), memory if z is None else to_nhwc(z), z is not None, relu)
+    return memory.transpose(0, 3, 1, 2)
+
+
+@njit(parallel=True)
+def _finish(y, b, z, has_z, relu):
+    for row in prange(y.shape[0] * y.shape[1]):
+        n, p = divmod(np.int64(row), y.shape[1])
+        _finish_row(y[n, p], b, z[n, p], has_z, relu)
+
+
+@njit()
+def _finish_row(y, b, z, has_z, relu):
+    for q in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            v = y[q, k] + b[k]
+            if has_z:
+                v += z[q, k]
+            y[q, k] = y.dtype.type(0) if relu and v <= 0 else v

@@ -1,0 +1,113 @@
+"""Filters as the register tile wants them: panels of one or two vectors of output channels, for each tap and channel.
+
+Parameters lie as (K, C, R, S). Reading a panel from there, one number at a time, cost more than the convolution itself
+for the small images of a ResNet's last stage; here square blocks are transposed in registers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.features import simd
+from ..cpu.jit import njit
+from ..cpu.microkernel import lanes
+from ..cpu.transforms import copy, transpose_block
+
+_VECTOR_BYTES, _LINE = simd().vector_bytes, 64
+
+
+def panel_width(k, dtype):
+    """Output channels of a panel: two vectors where they divide k, else one."""
+    return lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
+
+
+def pack(w, turned):
+    """w (K, C, R, S) -> (panels of K, R, S, C, width), or turned: (panels of C, R, S, K, width)."""
+    w = np.ascontiguousarray(w)
+    outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
+    width = panel_width(outputs, w.dtype)
+    panels = np.empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
+    _pack(w, turned, panels)
+    return panels
+
+
+@njit(inline=True)
+def aligned(n, like):
+    """n uninitialised numbers of the dtype of `like`, from the start of a cache line."""
+    numbers = _LINE // like.itemsize
+    memory = np.empty(n + numbers, like.dtype)
+    first = (-memory.ctypes.data % _LINE) // like.itemsize
+    return memory[first : first + n]
+
+
+@njit()
+def read_taps(w, turned, output, first, count, width, taps):
+    """taps[i, t, l] = tap t of w[output + l, first + i], or turned: of w[first + i, output + l]; i < count, l < width.
+
+    `taps` is flat, and has room for a vector of rows more.
+    """
+    c, rs = w.shape[1], w.shape[2] * w.shape[3]
+    if turned and rs == 1:  # they lie as they should
+        for i in range(count):
+            source = w.ctypes.data + ((first + i) * c + output) * w.itemsize
+            copy(source, taps.ctypes.data + i * width * w.itemsize, width, w.dtype)
+    elif turned:
+        for i in range(count):
+            _transpose(w, ((first + i) * c + output) * rs, rs, rs, width, taps, i * rs)
+    else:
+        _transpose(w, (output * c + first) * rs, c * rs, count * rs, width, taps, 0)
+
+
+@njit()
+def _transpose(w, at, row, columns, width, out, first):
+    """out[first + j, l] = w.flat[at + l * row + j] for j < columns; rows after that may be overwritten."""
+    size, vector = w.itemsize, _VECTOR_BYTES // w.itemsize
+    flat = w.reshape(-1)
+    for l in range(0, width, vector):
+        for j in range(0, columns, vector):
+            start = at + l * row + j
+            if start + (vector - 1) * row + vector <= w.size:
+                target = out.ctypes.data + ((first + j) * width + l) * size
+                transpose_block(w.ctypes.data + start * size, row, target, width, w.dtype)
+            else:
+                for i in range(min(vector, columns - j)):
+                    for m in range(vector):
+                        out[(first + j + i) * width + l + m] = flat[start + m * row + i]
+
+
+@njit(parallel=True)
+def _pack(w, turned, panels):
+    for j in prange(panels.shape[0]):
+        _pack_panel(w, turned, np.int64(j), panels[j])
+
+
+@njit()
+def _pack_panel(w, turned, j, panel):
+    r_size, s_size, inputs, width = panel.shape
+    rs = r_size * s_size
+    taps = aligned((inputs * rs + _VECTOR_BYTES // w.itemsize) * width, w)
+    read_taps(w, turned, j * width, 0, inputs, width, taps)
+    size = w.itemsize
+    for i in range(inputs):
+        for t in range(rs):
+            source = taps.ctypes.data + (i * rs + t) * width * size
+            copy(source, panel.ctypes.data + (t * inputs + i) * width * size, width, w.dtype)
+
+
+@njit()
+def add_transposed(taps, rows, width, dw, at, row):
+    """dw.flat[at + l * row + j] += taps[j, l] for j < rows, l < width: gradients back in the parameters' order."""
+    size, vector = dw.itemsize, _VECTOR_BYTES // dw.itemsize
+    flat, block = dw.reshape(-1), aligned(vector * vector, dw)
+    for l in range(0, width, vector):
+        for j in range(0, rows, vector):
+            if j + vector <= rows:
+                transpose_block(taps.ctypes.data + (j * width + l) * size, width, block.ctypes.data, vector, dw.dtype)
+                for m in range(vector):
+                    for i in range(vector):
+                        flat[at + (l + m) * row + j + i] += block[m * vector + i]
+            else:
+                for m in range(vector):
+                    for i in range(rows - j):
+                        flat[at + (l + m) * row + j + i] += taps[(j + i) * width + l + m]

@@ -1,0 +1,254 @@
+"""Winograd convolution on the CPU, forward and data gradient (the arithmetic is in `winograd.py`).
+
+    V[e, t, c]  the patches of x, transformed         e: one of the 36 places of a patch, t: a tile of 4x4 outputs
+    U[e, c, k]  the filters, transformed
+    M[e, t, k] = sum over c of V[e, t, c] * U[e, c, k]        36 products of matrices, by the register tile
+    y           M transformed back, 4x4 outputs for each tile
+
+Transforms go over channels, in vectors. Two orders, by how many filters there are:
+
+    by tiles    few channels, large images: all of U is made first; each thread takes a block of tiles, and its V and M
+                stay in the second-level cache from x to y
+    by filters  many channels, small images, where U is larger than any cache: all of V is made first; each thread
+                takes a panel of filters, and makes the part of U that it needs next
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.features import simd
+from ..cpu.jit import njit
+from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.transforms import transform_2d
+from ..memory import empty_nhwc, to_nhwc
+from ..registry import kernel
+from . import winograd
+from .packing import aligned, panel_width, read_taps
+from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
+
+PLACES = winograd.PATCH**2
+INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
+transform = transform_2d((winograd.INPUT, winograd.FILTER, winograd.OUTPUT, winograd.UPSTREAM, winograd.GRADIENT))
+_TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
+_VECTOR_BYTES = simd().vector_bytes
+_CACHE_BYTES = 1 << 20  # what V and M of a block of tiles may take
+_BY_FILTERS = 3 << 14  # C * K from which U is made in parts
+_CHUNK = 64  # channels of such a part
+
+
+def fprop_supports(x, w, *, stride, padding, dilation, groups):
+    return winograd.supports(w.shape[2:], stride, dilation, groups)
+
+
+def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return winograd.supports(w.shape[2:], stride, dilation, groups)
+
+
+def rank(x, w, **_):
+    """Not where most of the vectors would be zeros (a stem's 3 channels)."""
+    return rank_of_channels(w.shape[0], w.shape[1], x.dtype)
+
+
+def rank_of_channels(k, c, dtype):
+    """5, the step of these kernels, or less than the direct kernels' 4 where whole vectors are twice what there is."""
+    n = lanes(dtype)
+    return 5.0 if -(-k // n) * -(-c // n) * n * n <= 2 * k * c else 3.2
+
+
+@kernel(
+    CONV2D_FPROP,
+    device="cpu",
+    step=5,
+    supports=fprop_supports,
+    rank=rank,
+    error_scale=winograd.fprop_scale,
+    error_factor=4.0,  # the scale is generous: what is seen stays below 1
+    exact=False,
+    note="Winograd F(4x4, 3x3): a quarter of the products",
+)
+def fprop_winograd(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+
+
+@kernel(
+    CONV2D_DGRAD,
+    device="cpu",
+    step=5,
+    supports=_dgrad_supports,
+    rank=rank,
+    error_scale=winograd.dgrad_scale,
+    error_factor=4.0,  # the scale is generous: what is seen stays below 1
+    exact=False,
+    note="Winograd F(4x4, 3x3) over dy, the filter turned round",
+)
+def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _convolve(dy, w, True, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
+
+
+def _convolve(x, w, turned, padding, hw):
+    """x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw).
+
+    Negative padding leaves out what is at the border.
+    """
+    dtype, k = x.dtype, w.shape[1 if turned else 0]
+    x = with_whole_vectors(to_nhwc(x), 3)
+    w = np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
+    (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
+    y, memory = empty_nhwc(n, wide, *hw, dtype)
+    width = panel_width(wide, dtype)
+    tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
+    if c * wide < _BY_FILTERS:
+        block = max(16, min(128, _CACHE_BYTES // (PLACES * (c + width) * dtype.itemsize) // 16 * 16))
+        panels = np.empty((wide // width, PLACES, plane(c, width)), dtype)
+        _transform_filters(w, turned, panels, width)
+        _by_tiles(x, panels, memory, padding, tiles, block, width)
+    else:
+        v = np.empty((PLACES, plane(tiles, c)), dtype)
+        _transform_patches(x, v, memory, padding, tiles)
+        _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width)
+    return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+
+
+def with_whole_vectors(a, axis):
+    """`a`, with zeros up to a whole number of vectors along an axis."""
+    missing = -a.shape[axis] % lanes(a.dtype)
+    if not missing:
+        return a
+    return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
+
+
+@njit(inline=True)
+def plane(rows, columns):
+    """Numbers between the 36 planes of a transformed array, in whole register tiles.
+
+    A multiple of 4096 bytes would put all 36 places into one set of the first-level cache.
+    """
+    return (rows + 15) // 16 * 16 * columns + 16
+
+
+@njit(parallel=True)
+def _transform_filters(w, turned, panels, width):
+    n = w.shape[0 if turned else 1]
+    for j in prange(panels.shape[0]):
+        _filters(w, turned, np.int64(j) * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
+
+
+@njit()
+def _filters(w, turned, output, width, first, n, u, u_plane):
+    """U for `width` filters from `output` on, and their n channels from `first` on."""
+    taps = aligned((n * _TAPS * _TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
+    read_taps(w, turned, output, first, n, width, taps)
+    start, step = (_TAPS * _TAPS - 1, -width) if turned else (0, width)
+    for i in range(n):
+        transform(
+            taps.ctypes.data + (i * _TAPS * _TAPS + start) * width * w.itemsize, _TAPS * step, step,
+            0, _TAPS, 0, _TAPS, 0,
+            u + i * width * w.itemsize, _PATCH * u_plane, u_plane, 0, _PATCH, 0, _PATCH, 0,
+            width, FILTER, w.dtype,
+        )  # fmt: skip
+
+
+@njit()
+def patches(x, v, v_plane, padding, p, q, first, count):
+    """V for the tiles from `first` on."""
+    _, h, w, c = x.shape
+    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    zeros = np.zeros(c, x.dtype)
+    for t in range(count):
+        n, at = divmod(first + t, down * across)
+        top, left = at // across * _TILE - padding[0], at % across * _TILE - padding[1]
+        transform(
+            x.ctypes.data + ((n * h + top) * w + left) * c * x.itemsize, w * c, c, -top, h - top, -left, w - left,
+            zeros.ctypes.data,
+            v + t * c * x.itemsize, _PATCH * v_plane, v_plane, 0, _PATCH, 0, _PATCH, 0,
+            c, INPUT, x.dtype,
+        )  # fmt: skip
+
+
+@njit()
+def _outputs(m, m_plane, y, channel, width, first, count):
+    """y, from M for the tiles from `first` on and the filters from `channel` on."""
+    _, p, q, k = y.shape
+    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    scratch = np.empty(width, y.dtype)
+    for t in range(count):
+        n, at = divmod(first + t, down * across)
+        top, left = at // across * _TILE, at % across * _TILE
+        transform(
+            m + t * width * y.itemsize, _PATCH * m_plane, m_plane, 0, _PATCH, 0, _PATCH, 0,
+            y.ctypes.data + (((n * p + top) * q + left) * k + channel) * y.itemsize, q * k, k,
+            0, p - top, 0, q - left, scratch.ctypes.data,
+            width, OUTPUT, y.dtype,
+        )  # fmt: skip
+
+
+@njit()
+def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
+    """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
+    size = like.itemsize
+    for e in range(PLACES):
+        a, b, out = v + e * v_plane * size, u + e * u_plane * size, m + e * m_plane * size
+        if width * size > _VECTOR_BYTES:
+            for t in range(0, count, 8):
+                multiply_tile(
+                    a + t * v_row * size, v_row, 1, b, width,
+                    out + t * width * size, width, c, accumulate, 8, 2, like.dtype,
+                )  # fmt: skip
+        else:
+            for t in range(0, count, 16):
+                multiply_tile(
+                    a + t * v_row * size, v_row, 1, b, width,
+                    out + t * width * size, width, c, accumulate, 16, 1, like.dtype,
+                )  # fmt: skip
+
+
+@njit(parallel=True)
+def _by_tiles(x, panels, y, padding, tiles, block, width):
+    for b in prange((tiles + block - 1) // block):
+        first = np.int64(b) * block
+        _tile_block(x, panels, y, padding, first, min(block, tiles - first), width)
+
+
+@njit()
+def _tile_block(x, panels, y, padding, first, count, width):
+    c = x.shape[3]
+    v_plane, m_plane = plane(count, c), plane(count, width)
+    v, m = aligned(PLACES * v_plane, x), aligned(PLACES * m_plane, x)
+    patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count)
+    for j in range(panels.shape[0]):
+        u = panels[j].ctypes.data
+        _products(v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, x)
+        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count)
+
+
+@njit(parallel=True)
+def _transform_patches(x, v, y, padding, tiles):
+    for b in prange((tiles + 7) // 8):
+        first = np.int64(b) * 8
+        at = v.ctypes.data + first * x.shape[3] * x.itemsize
+        patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first))
+
+
+@njit(parallel=True)
+def _by_filters(w, turned, v, y, tiles, block, width):
+    blocks = (tiles + block - 1) // block
+    for task in prange(y.shape[3] // width * blocks):
+        j, b = divmod(np.int64(task), blocks)
+        _filter_panel(w, turned, v, y, j * width, width, b * block, min(block, tiles - b * block))
+
+
+@njit()
+def _filter_panel(w, turned, v, y, channel, width, first, count):
+    c = w.shape[0 if turned else 1]
+    u_plane, m_plane = plane(_CHUNK, width), plane(count, width)
+    u, m = aligned(PLACES * u_plane, v), aligned(PLACES * m_plane, v)
+    for start in range(0, c, _CHUNK):
+        n = min(_CHUNK, c - start)
+        _filters(w, turned, channel, width, start, n, u.ctypes.data, u_plane)
+        at = v.ctypes.data + (first * c + start) * v.itemsize
+        _products(
+            at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, v
+        )  # fmt: skip
+    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count)

@@ -1,0 +1,207 @@
+"""Winograd weight gradient on the CPU: the adjoint of `winograd_kernels.py`, with its V and its two orders.
+
+D[e, t, k]  tiles of dy, transformed
+dU[e, c, k] = sum over t of V[e, t, c] * D[e, t, k]
+dw          dU transformed back
+
+by tiles    few channels: each share of the images has a dU of its own, to which it adds block after block of tiles
+            that stay in the second-level cache; the shares are summed at the end
+by filters  many channels: all of V and D is made first; each thread takes a panel of filters and some channels,
+            and its dU stays in the cache until it is dw
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.features import simd
+from ..cpu.jit import njit
+from ..cpu.microkernel import multiply_tile
+from ..memory import to_nhwc
+from ..registry import kernel
+from . import winograd
+from .packing import add_transposed, aligned, panel_width
+from .problem import CONV2D_WGRAD
+from .winograd_kernels import (
+    GRADIENT,
+    PLACES,
+    UPSTREAM,
+    patches,
+    plane,
+    rank_of_channels,
+    transform,
+    with_whole_vectors,
+)
+
+_TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
+_VECTOR_BYTES = simd().vector_bytes
+_CACHE_BYTES = 1 << 20  # what V and D of a block of tiles may take
+_BY_FILTERS = 1 << 15  # C * K from which there is one dU
+_SHARES = 1 << 20  # numbers that the shares' dU may take, but at least four of them
+_CHUNK = 64  # channels of a dU that stays in the cache
+_AT_ONCE = 1 << 23  # numbers of V and D that are made at once
+
+
+def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    return winograd.supports(kernel_hw, stride, dilation, groups) and dy.size > 0
+
+
+def _rank(x, dy, **_):
+    return rank_of_channels(dy.shape[1], x.shape[1], x.dtype)
+
+
+@kernel(
+    CONV2D_WGRAD,
+    device="cpu",
+    step=5,
+    supports=_supports,
+    rank=_rank,
+    error_scale=winograd.wgrad_scale,
+    error_factor=4.0,  # the scale is generous: what is seen stays below 1
+    exact=False,
+    note="Winograd F(4x4, 3x3), its adjoint: a quarter of the products",
+)
+def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    (k, c), dtype = (dy.shape[1], x.shape[1]), x.dtype
+    x, dy = with_whole_vectors(to_nhwc(x), 3), with_whole_vectors(to_nhwc(dy), 3)
+    (n, p, q, wide), deep = dy.shape, x.shape[3]
+    tiles, width = n * winograd.tiles_of(p) * winograd.tiles_of(q), panel_width(wide, dtype)
+    dw = np.zeros((wide, deep, _TAPS, _TAPS), dtype)
+    if deep * wide < _BY_FILTERS:
+        block = max(16, min(128, _CACHE_BYTES // (PLACES * (deep + wide) * dtype.itemsize) // 16 * 16))
+        blocks = -(-tiles // block)
+        # Shared out by shape alone, never by threads: the same bits on any machine.
+        shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
+        du = np.empty((shares, PLACES, plane(deep, wide)), dtype)
+        _by_tiles(x, dy, du, padding, tiles, block, width)
+        _sum_shares(du, dw, width)
+    else:
+        at_once = max(16, _AT_ONCE // (PLACES * (deep + wide)) // 16 * 16)
+        v, d = (np.empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
+        for first in range(0, tiles, at_once):
+            count = min(at_once, tiles - first)
+            _transform_both(x, dy, v, d, padding, first, count)
+            _by_filters(v, d, dw, count, width)
+    return dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
+
+
+@njit()
+def _upstream(dy, d, d_plane, first, count):
+    """D for the tiles from `first` on."""
+    _, p, q, k = dy.shape
+    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    zeros = np.zeros(k, dy.dtype)
+    for t in range(count):
+        n, at = divmod(first + t, down * across)
+        top, left = at // across * _TILE, at % across * _TILE
+        transform(
+            dy.ctypes.data + ((n * p + top) * q + left) * k * dy.itemsize, q * k, k, 0, p - top, 0, q - left,
+            zeros.ctypes.data,
+            d + t * k * dy.itemsize, _PATCH * d_plane, d_plane, 0, _PATCH, 0, _PATCH, 0,
+            k, UPSTREAM, dy.dtype,
+        )  # fmt: skip
+
+
+@njit()
+def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, like):
+    """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters."""
+    size = like.itemsize
+    for e in range(PLACES):
+        for j in range(0, columns, width):
+            b = d + (e * d_plane + j) * size
+            for i in range(0, rows, 16):
+                a, out = v + (e * v_plane + i) * size, du + (e * du_plane + i * columns + j) * size
+                if width * size > _VECTOR_BYTES:
+                    for half in range(0, 16 * size, 8 * size):
+                        multiply_tile(
+                            a + half, 1, v_row, b, d_row, out + half * columns, columns, count, accumulate,
+                            8, 2, like.dtype,
+                        )  # fmt: skip
+                else:
+                    multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
+
+
+@njit()
+def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
+    """Add dU, transformed back, to dw (K, C, 3, 3)."""
+    n, c = _TAPS * _TAPS, dw.shape[1]
+    taps = aligned(channels * n * width, dw)
+    for i in range(channels):
+        transform(
+            du + i * du_row * dw.itemsize, _PATCH * du_plane, du_plane, 0, _PATCH, 0, _PATCH, 0,
+            taps.ctypes.data + i * n * width * dw.itemsize, _TAPS * width, width, 0, _TAPS, 0, _TAPS, 0,
+            width, GRADIENT, dw.dtype,
+        )  # fmt: skip
+    add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)
+
+
+@njit(parallel=True)
+def _by_tiles(x, dy, du, padding, tiles, block, width):
+    shares, blocks = du.shape[0], (tiles + block - 1) // block
+    for t in prange(shares):
+        first, last = blocks * np.int64(t) // shares, blocks * (np.int64(t) + 1) // shares
+        _share(x, dy, du[t], padding, tiles, block, first, last, width)
+
+
+@njit()
+def _share(x, dy, du, padding, tiles, block, first, last, width):
+    c, k = x.shape[3], dy.shape[3]
+    v_plane, d_plane = plane(block, c), plane(block, k)
+    v, d = aligned(PLACES * v_plane, x), aligned(PLACES * d_plane, x)
+    for b in range(first, last):
+        count = min(block, tiles - b * block)
+        patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count)
+        _upstream(dy, d.ctypes.data, d_plane, b * block, count)
+        _products(
+            v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du.ctypes.data, du.shape[1], c, k, width, count,
+            b > first, x,
+        )  # fmt: skip
+
+
+@njit(parallel=True)
+def _sum_shares(du, dw, width):
+    for j in prange(dw.shape[0] // width):
+        _sum_panel(du, dw, np.int64(j) * width, width)
+
+
+@njit()
+def _sum_panel(du, dw, first, width):
+    k, c = dw.shape[:2]
+    for s in range(1, du.shape[0]):
+        for e in range(PLACES):
+            for i in range(first, first + c * k, k):
+                for l in range(i, i + width):
+                    du[0, e, l] += du[s, e, l]
+    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
+
+
+@njit(parallel=True)
+def _transform_both(x, dy, v, d, padding, first, count):
+    for b in prange((count + 7) // 8):
+        start = np.int64(b) * 8
+        n = min(8, count - start)
+        at, to = start * x.shape[3] * x.itemsize, start * dy.shape[3] * x.itemsize
+        patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n)
+        _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n)
+
+
+@njit(parallel=True)
+def _by_filters(v, d, dw, count, width):
+    chunks = (dw.shape[1] + _CHUNK - 1) // _CHUNK
+    for task in prange(dw.shape[0] // width * chunks):
+        j, i = divmod(np.int64(task), chunks)
+        _chunk(v, d, dw, j * width, width, i * _CHUNK, count)
+
+
+@njit()
+def _chunk(v, d, dw, first_k, width, first_c, count):
+    k, c = dw.shape[:2]
+    n = min(_CHUNK, c - first_c)
+    du_plane, size = plane(n, width), v.itemsize
+    du = aligned(PLACES * du_plane, v)
+    _products(
+        v.ctypes.data + first_c * size, v.shape[1], c, d.ctypes.data + first_k * size, d.shape[1], k,
+        du.ctypes.data, du_plane, n, width, width, count, False, v,
+    )  # fmt: skip
+    _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c)

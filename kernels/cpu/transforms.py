@@ -1,0 +1,200 @@
+"""Small matrices from both sides, emitted: the transforms of Winograd convolution, in registers, over channels.
+
+    target[i, j] = sum over a, b of matrix[i][a] * matrix[j][b] * source[a, b]      for each channel
+
+Source and target are small grids of runs of channels: a patch of an activation, or one place in each of many planes.
+A grid may hang over the border of an image: what is outside is read as zeros, and not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .microkernel import INT64, Emitter, literal
+
+Matrix = Sequence[Sequence[float]]
+
+
+def combine(matrix: Matrix, values: Sequence[Any]) -> list[Any]:
+    """matrix @ values, for values that know + and - and multiplication by a number.
+
+    Winograd's matrices come from the points +a and -a, so that neighbouring rows, or columns, are equal but for signs:
+    what such a pair has in common is computed once.
+    """
+    rows, values = [list(map(float, row)) for row in matrix], list(values)
+    for j in range(len(values) - 1):
+        signs = {_sign(row[j], row[j + 1]) for row in rows if row[j] or row[j + 1]}
+        if signs == {1, -1}:
+            values[j], values[j + 1] = values[j] + values[j + 1], values[j] - values[j + 1]
+            for row in rows:
+                same = row[j] == row[j + 1]
+                row[j], row[j + 1] = (row[j], 0.0) if same else (0.0, row[j])
+    results: list[Any] = []
+    while len(results) < len(rows):
+        this, following = rows[len(results)], rows[len(results) + 1 : len(results) + 2]
+        signs = [_sign(a, b) for a, b in zip(this, following[0], strict=True)] if following else []
+        if {s for s, a in zip(signs, this, strict=False) if a} == {1, -1} and 0 not in signs:
+            even, odd = (
+                _sum([a if s == sign else 0.0 for a, s in zip(this, signs, strict=True)], values) for sign in (1, -1)
+            )
+            results += [even + odd, even - odd]
+        else:
+            results.append(_sum(this, values))
+    return results
+
+
+def _sign(a: float, b: float) -> int:
+    """1 where a == b, -1 where a == -b, else 0."""
+    return 1 if a == b else -1 if a == -b else 0
+
+
+def _sum(coefficients: Sequence[float], values: Sequence[Any]) -> Any:
+    """The sum of products; it begins with a term that needs no multiplication, where there is one."""
+    terms = sorted(((c, v) for c, v in zip(coefficients, values, strict=True) if c), key=lambda term: term[0] != 1)
+    (c, v), *rest = terms
+    total = v if c == 1 else c * v
+    for c, v in rest:
+        total = total + v if c == 1 else total - v if c == -1 else total + c * v
+    return total
+
+
+@intrinsic
+def copy(typing_context, source, target, count, dtype):
+    """target[i] = source[i] for i < count, a whole number of vectors. Numba's own loop goes number by number."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, dtype.dtype)
+        step = ir.Constant(INT64, emitter.width)
+        with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[2], step, intp=INT64) as (i, _):
+            emitter.store(emitter.load(emitter.at(args[0], i), emitter.vector), emitter.at(args[1], i))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3, dtype), emit
+
+
+@intrinsic
+def transpose_block(typing_context, source, source_row, target, target_row, dtype):
+    """target[j, i] = source[i, j] for a square block as large as a vector; rows are runs of memory.
+
+    source, target: addresses; *_row: strides in elements. Each round interleaves the first half of the rows with the
+    second: after log2(n) rounds row j holds what was column j.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, dtype.dtype)
+        n = emitter.width
+        rows = [emitter.load(emitter.at(args[0], i, args[1]), emitter.vector) for i in range(n)]
+        lanes = [i // 2 + n * (i % 2) for i in range(n)]
+        low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), [i + k for i in lanes]) for k in (0, n // 2))
+        for _ in range(n.bit_length() - 1):
+            pairs = zip(rows[: n // 2], rows[n // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
+        for j, row in enumerate(rows):
+            emitter.store(row, emitter.at(args[2], j, args[3]))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, dtype), emit
+
+
+class _Value:
+    """A vector in the code that is being emitted, with the arithmetic that `combine` needs."""
+
+    def __init__(self, emitter: Emitter, value: Any):
+        self.emitter, self.value = emitter, value
+
+    def __add__(self, other: _Value) -> _Value:
+        return _Value(self.emitter, self.emitter.builder.fadd(self.value, other.value, flags=("contract",)))
+
+    def __sub__(self, other: _Value) -> _Value:
+        return _Value(self.emitter, self.emitter.builder.fsub(self.value, other.value, flags=("contract",)))
+
+    def __rmul__(self, number: float) -> _Value:
+        factor = ir.Constant(self.emitter.vector, [number] * self.emitter.width)
+        return _Value(self.emitter, self.emitter.builder.fmul(self.value, factor, flags=("contract",)))
+
+
+def transform_2d(matrices: Sequence[Matrix]) -> Any:
+    """An intrinsic that applies one of these matrices, chosen by a literal index:
+
+        transform(source, source_row, source_col, top, bottom, left, right, zeros,
+                  target, target_row, target_col, t_top, t_bottom, t_left, t_right, scratch, channels, index, dtype)
+
+    source, target: addresses of the grids' first elements. *_row, *_col: strides in elements. top <= i < bottom and
+    left <= j < right say which of the source's elements are inside; for the others `zeros` is read, the address of as
+    many zeros as there are channels. Likewise for the target, where `scratch` is written instead. channels: how many,
+    a multiple of the vector.
+    """
+
+    @intrinsic
+    def transform(
+        typing_context,
+        source,
+        source_row,
+        source_col,
+        top,
+        bottom,
+        left,
+        right,
+        zeros,
+        target,
+        target_row,
+        target_col,
+        t_top,
+        t_bottom,
+        t_left,
+        t_right,
+        scratch,
+        channels,
+        index,
+        dtype,
+    ):
+        if not literal(index):
+            return None  # Numba asks again with literal types
+
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            matrix, emitter = matrices[index.literal_value], Emitter(builder, dtype.dtype)
+            n_out, n_in = len(matrix), len(matrix[0])
+            sources, targets = _grid(emitter, n_in, *args[:8]), _grid(emitter, n_out, *args[8:16])
+            step = ir.Constant(INT64, emitter.width)
+            with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[16], step, intp=INT64) as (c, _):
+                columns = [
+                    combine(
+                        matrix,
+                        [
+                            _Value(emitter, emitter.load(emitter.at(sources[a][b], c), emitter.vector))
+                            for a in range(n_in)
+                        ],
+                    )
+                    for b in range(n_in)
+                ]
+                for i in range(n_out):
+                    for j, result in enumerate(combine(matrix, [column[i] for column in columns])):
+                        emitter.store(result.value, emitter.at(targets[i][j], c))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 17, index, dtype), emit
+
+    return transform
+
+
+def _grid(emitter: Emitter, n: int, base, row, col, top, bottom, left, right, outside) -> list[list[Any]]:
+    """The addresses of an n x n grid's elements, `outside` for those that are not inside."""
+    builder, numbers = emitter.builder, [ir.Constant(INT64, i) for i in range(n)]
+
+    def inside(i, first, last):
+        return builder.and_(builder.icmp_signed("<=", first, i), builder.icmp_signed("<", i, last))
+
+    rows, columns = [inside(i, top, bottom) for i in numbers], [inside(j, left, right) for j in numbers]
+    return [
+        [
+            builder.select(builder.and_(rows[i], columns[j]), emitter.at(emitter.at(base, i, row), j, col), outside)
+            for j in range(n)
+        ]
+        for i in range(n)
+    ]

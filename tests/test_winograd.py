@@ -1,0 +1,165 @@
+"""Winograd: its matrices, what its transforms share, when it is left out, and how much it rounds."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from minires.kernels import registry
+from minires.kernels.conv2d import winograd, winograd_wgrad
+from minires.kernels.cpu.transforms import combine
+
+import minires
+from minires import dispatch, tuning
+from minires.hooks import AnomalyError, AnomalyHook, TraceHook, find_anomaly
+
+CONV = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+MATRICES = ("INPUT", "FILTER", "OUTPUT", "UPSTREAM", "GRADIENT")
+
+
+def _numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def _kernel(problem, name):
+    return next(k for k in registry.kernels(problem, "cpu") if k.name == name)
+
+
+def test_matrices_compute_a_correlation_exactly():
+    rng = np.random.default_rng(0)
+    inputs, filters, outputs = (
+        [[Fraction(a).limit_denominator(100) for a in row] for row in m]
+        for m in (winograd.INPUT, winograd.FILTER, winograd.OUTPUT)
+    )
+    x, w = ([Fraction(int(a)) for a in rng.integers(-9, 10, n)] for n in (6, 3))
+
+    def times(matrix, vector):
+        return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction()) for row in matrix]
+
+    products = [a * b for a, b in zip(times(inputs, x), times(filters, w), strict=True)]
+    assert times(outputs, products) == [sum(x[i + j] * w[j] for j in range(3)) for i in range(4)]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_combine_is_a_matrix_product(name):
+    matrix = np.array(getattr(winograd, name), np.float64)
+    values = _numbers(matrix.shape[1], 5)
+    np.testing.assert_allclose(combine(matrix.tolist(), list(values)), matrix @ values, rtol=1e-13, atol=1e-14)
+
+
+def test_combine_shares_what_mirrored_rows_and_columns_have_in_common():
+    class Counted(float):
+        operations = 0
+
+        def _count(self, value):
+            Counted.operations += 1
+            return Counted(value)
+
+        def __add__(self, other):
+            return self._count(float(self) + other)
+
+        def __sub__(self, other):
+            return self._count(float(self) - other)
+
+        def __rmul__(self, number):
+            return Counted(number * float(self))  # fused with the addition that follows
+
+    combine(winograd.INPUT, [Counted(a) for a in range(6)])
+    assert Counted.operations == 12  # 16 without sharing
+
+
+def test_dispatch_prefers_it_and_exact_leaves_it_out():
+    x, w = (_numbers(2, 16, 8, 8).astype(np.float32), _numbers(16, 16, 3, 3).astype(np.float32))
+    assert not dispatch.select("conv2d_fprop", x, w, **CONV).exact
+    with minires.exact():
+        assert dispatch.select("conv2d_fprop", x, w, **CONV).exact
+        with minires.use_kernels(conv2d_fprop="fprop_winograd"):
+            assert dispatch.select("conv2d_fprop", x, w, **CONV).exact
+        with minires.use_kernels(conv2d_fprop="fprop_im2col_tile"):
+            assert dispatch.select("conv2d_fprop", x, w, **CONV).name == "fprop_im2col_tile"
+    with minires.use_kernels(conv2d_fprop="fprop_winograd"):
+        assert dispatch.select("conv2d_fprop", x, w, **CONV).name == "fprop_winograd"
+
+
+def test_autotune_measures_exact_kernels_apart(monkeypatch):
+    monkeypatch.setattr(dispatch, "_measured", {})
+    monkeypatch.setattr(tuning, "fastest", lambda key, rivals, *_: min(rivals, key=lambda k: k.exact))
+    x, w = (_numbers(1, 16, 5, 5).astype(np.float32), _numbers(16, 16, 3, 3).astype(np.float32))
+    with minires.autotune():
+        assert not dispatch.select("conv2d_fprop", x, w, **CONV).exact
+        with minires.exact():
+            assert dispatch.select("conv2d_fprop", x, w, **CONV).exact
+        assert not dispatch.select("conv2d_fprop", x, w, **CONV).exact
+    assert len(dispatch.plan()) == 2
+
+
+def test_one_inf_spreads_over_a_tile_but_not_in_an_anomaly_hook():
+    x = minires.zeros(1, 16, 12, 12)
+    x.array[0, 3, 5, 5] = np.inf
+    w = minires.tensor(np.abs(_numbers(16, 16, 3, 3)).astype(np.float32) + 1)
+
+    def bad():
+        return int((~np.isfinite(minires.conv2d(x, w, padding=1).array[0, 0])).sum())
+
+    with np.errstate(all="ignore"):
+        assert bad() > 9
+        with minires.exact():
+            assert bad() == 9
+        with TraceHook() as trace, pytest.raises(AnomalyError, match=f"{9 * 16} Inf of"), AnomalyHook():
+            minires.conv2d(x, w, padding=1)
+        with pytest.raises(AnomalyError, match=f"{9 * 16} Inf of"):
+            find_anomaly(lambda: minires.conv2d(x, w, padding=1))
+    assert "winograd" not in str(trace)
+
+
+def test_weight_gradient_in_parts(monkeypatch):
+    """Where V and D do not fit into memory at once."""
+    x, dy = _numbers(5, 208, 9, 6).astype(np.float32), _numbers(5, 192, 9, 6).astype(np.float32)
+    wgrad = _kernel("conv2d_wgrad", "wgrad_winograd")
+    whole = wgrad(x, dy, **CONV, kernel_hw=(3, 3))
+    monkeypatch.setattr(winograd_wgrad, "_AT_ONCE", 1)
+    parts = wgrad(x, dy, **CONV, kernel_hw=(3, 3))
+    assert not np.array_equal(parts, whole), "it was in one part"
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-4 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("c, size", [(16, 32), (64, 8)])
+def test_rounding_error_of_all_three_directions(c, size):
+    """Against float64: at most 1e-5 of the output's norm, where direct sums lose a few 1e-7."""
+    x, dy, w = _numbers(8, c, size, size), _numbers(8, c, size, size, seed=1), _numbers(c, c, 3, 3, seed=2)
+    for problem, arrays, more in (
+        ("conv2d_fprop", (x, w), {}),
+        ("conv2d_dgrad", (dy, w), dict(input_hw=(size, size))),
+        ("conv2d_wgrad", (x, dy), dict(kernel_hw=(3, 3))),
+    ):
+        singles = [a.astype(np.float32) for a in arrays]
+        with minires.exact():
+            wanted = dispatch.run(problem, *(a.astype(np.float64) for a in singles), **CONV, **more)
+        got = _kernel(problem, f"{problem[-5:]}_winograd")(*singles, **CONV, **more)
+        assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted), problem
+
+
+@pytest.mark.parametrize(
+    "c, k, size, taps, stride, name",
+    [
+        (3, 16, 32, 3, 1, "fprop_direct_tile"),  # a stem: most of its channels would be zeros
+        (16, 16, 32, 3, 1, "fprop_winograd"),
+        (100, 20, 9, 3, 1, "fprop_winograd"),
+        (16, 32, 32, 3, 2, "fprop_direct_tile"),
+        (64, 256, 14, 1, 1, "fprop_pointwise"),
+        (64, 101, 14, 1, 1, "fprop_im2col_tile"),
+    ],
+)
+def test_static_rule(c, k, size, taps, stride, name):
+    x, w = (np.zeros(shape, np.float32) for shape in ((2, c, size, size), (k, c, taps, taps)))
+    params = CONV | dict(stride=(stride, stride), padding=(taps // 2, taps // 2))
+    assert dispatch.select("conv2d_fprop", x, w, **params).name == name
+
+
+@pytest.mark.parametrize(
+    "c, k, size, taps, name",
+    [(512, 512, 7, 3, "wgrad_winograd"), (512, 2048, 7, 1, "wgrad_parts_tile"), (64, 256, 56, 1, "wgrad_direct_tile")],
+)
+def test_static_rule_of_weight_gradients(c, k, size, taps, name):
+    x, dy = (np.zeros((1, n, size, size), np.float32) for n in (c, k))
+    params = CONV | dict(padding=(taps // 2, taps // 2), kernel_hw=(taps, taps))
+    assert dispatch.select("conv2d_wgrad", x, dy, **params).name == name
