@@ -96,7 +96,7 @@ def conformance(argument: str) -> Iterator[Row]:
                 same = all(map(_same, real, interpreted))
                 equal += same
                 if not same:
-                    worst = max(worst, trial.compare(real, kernel.error_factor))
+                    worst = max(worst, trial.compare(real, kernel))
         yield {"kernel": argument, "dtype": dtype, "cases": cases, "bitwise_equal": equal, "worst_eps": worst}
 
 

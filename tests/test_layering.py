@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "random": {"device"},
     "state": set(),
     "engine": _BELOW,
-    "tuning": {"kernels"},
+    "tuning": {"device", "kernels"},
     "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
     "ops": _ENGINE | {"dispatch"},

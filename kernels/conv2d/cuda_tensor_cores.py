@@ -1,8 +1,9 @@
 """Launchers of step 5, `05_tensor_cores.cu`: fp16 and bf16 on tensor cores; TF32 for those who ask for it by name.
 
-TF32 never runs by itself: its rank is 0. `use_kernels(conv2d_fprop="fprop_3xtf32", ...)` chooses it. Its error factors, in
-units of float32's eps = 2^-23: rounding both factors to 10 digits is off by 2^-11 each, 8192 together. Split in two, they
-are off by 2^-22 each, and the product that is left out by as much: 6, and as much again as any sum's roundings.
+TF32 never runs by itself: its rank is 0. `use_kernels(conv2d_fprop="fprop_3xtf32", ...)` chooses it. Its error factors,
+in units of float32's eps = 2^-23: rounding both factors to 10 digits is off by 2^-11 each, 8192 together. Split in two,
+they are off by 2^-22 each, and the product that is left out by as much: 6, beside what any sum's roundings lose. (An
+infinite factor makes 3xTF32 NaN: infinity less infinity is what its second part would be.)
 """
 
 from __future__ import annotations
@@ -101,5 +102,20 @@ def _only_by_name(*arrays: Any, **params: Any) -> float:
 
 
 _register("tensor", _HALVES, error_factor=1, note=_NOTE)
-_register("tf32", _SINGLE, error_factor=8192 + 32, rank=_only_by_name, note="factors rounded to TF32; only by name")
-_register("3xtf32", _SINGLE, 3, error_factor=64, rank=_only_by_name, note="three products of split factors; only by name")
+_register(
+    "tf32",
+    _SINGLE,
+    error_factor=8192 + 32,
+    rank=_only_by_name,
+    exact=False,
+    note="factors rounded to TF32; only by name",
+)
+_register(
+    "3xtf32",
+    _SINGLE,
+    3,
+    error_factor=64,
+    rank=_only_by_name,
+    exact=False,
+    note="three products of split factors; only by name",
+)
