@@ -12,6 +12,7 @@ from .networks import networks
 from .readme import readme
 from .resume_cycles import resume_cycles
 from .roofline import roofline
+from .transfer import transfer
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
 app.default(kernels)
@@ -19,6 +20,7 @@ app.command(networks)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
+app.command(transfer)
 app.command(fuzz)
 app.command(roofline)
 app.command(readme)

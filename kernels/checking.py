@@ -191,6 +191,8 @@ class Trial:
             error, allowed = (y != want).astype(float), 0.0
         else:
             allowed, limits, y = error_factor, ml_dtypes.finfo(self.dtype), y.astype(np.float64)
+            if self.dtype in HALVES:  # computed in float32, and rounded once
+                allowed = min(allowed, 1.0)
             with np.errstate(all="ignore"):
                 # A product that underflows is off by the least subnormal number, eps * tiny; an exact output never is.
                 units = float(limits.eps) * (scale + np.where(scale > 0, float(limits.tiny), 0))

@@ -103,8 +103,15 @@ def to_device(array: Any, target: Device) -> Any:
         return array
     if target.type == "cpu":
         return array.get()
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])  # CuPy keeps no other than C and F order
     with (xp := array_module(target)).cuda.Device(target.index):
-        return xp.asarray(array)
+        return xp.asarray(array.transpose(order)).transpose(sorted(range(array.ndim), key=order.__getitem__))
+
+
+def synchronize(*arrays: Any) -> None:
+    """Wait until the device of the arrays has done what it was given; nothing to wait for on the CPU."""
+    if (where := device_of(*arrays)).type == "cuda":
+        sys.modules["cupy"].cuda.Device(where.index).synchronize()
 
 
 class cuda:

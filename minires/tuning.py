@@ -26,6 +26,8 @@ from minires.kernels.cpu.jit import (  # pyright: ignore[reportMissingImports]
     source_hash,
 )
 
+from .device import synchronize
+
 _PACKAGES = ("numba", "llvmlite", "numpy")
 _REPEATS = 3
 _HOPELESS = 2.0  # times the best so far: not measured again
@@ -56,9 +58,11 @@ def measure(rivals: list[Any], arrays: tuple, params: dict) -> Any:
         if kernel.problem.writes:  # do not let a trial change what the caller passed
             inputs = tuple(None if a is None else a.copy() for a in arrays)
         kernel(*inputs, **params)  # compiles
+        synchronize(*inputs)
         for _ in range(_REPEATS):
             start = time.perf_counter()
             kernel(*inputs, **params)
+            synchronize(*inputs)
             seconds = time.perf_counter() - start
             times[kernel] = min(seconds, times.get(kernel, seconds))
             if seconds > _HOPELESS * min(times.values()):

@@ -17,6 +17,9 @@ from minires.kernels.interpreter import interpret
 _CREATE_FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
+_KEEP_ORDER = {"astype", "empty_like", "zeros_like", "ones_like", "full_like"}
+
+
 class ndarray:
     """Like cupy.ndarray: the array itself is `_host`."""
 
@@ -139,8 +142,10 @@ def _call(function, name, args, kwargs):
         return out[0] if isinstance(out, tuple) else out
     if result is NotImplemented:
         return result
-    if host_too and any(isinstance(a, np.ndarray) and np.shares_memory(a, result) for a in args):
-        result = result.copy()  # it was moved to the device
+    if isinstance(result, np.ndarray) and result.base is None and name not in _KEEP_ORDER:
+        result = np.asarray(result, order="F" if result.flags.f_contiguous else "C")  # CuPy makes no other orders
+    if host_too and not any(isinstance(a, ndarray) for a in args):  # moved to the device
+        result = np.array(result, order="F" if result.flags.f_contiguous else "C")
     return _wrap(result)
 
 
@@ -194,6 +199,11 @@ class _Device:
 
     def __exit__(self, *exception):
         return False
+
+    def synchronize(self):
+        _Device.synchronized += 1
+
+    synchronized = 0
 
 
 def module():

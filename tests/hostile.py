@@ -226,6 +226,8 @@ TARGETS = {  # CVE-2026-24747: items set on what is no dict
 
 STORAGES = {
     "storage that is a text": text("storage") + b"Q",
+    "storage with a tensor for a word": items(tensor(), F4, text("0"), text("cpu"), number(4)) + b"Q",
+    "storage with a key of a million letters": storage(key="0" * 10**6),
     "storage with another word": storage(word="module"),
     "storage of four": items(text("storage"), F4, text("0"), text("cpu")) + b"Q",
     "storage of a class that is none": storage(kind=name("torch", "Size")),

@@ -1,12 +1,17 @@
 """`python -m benchmarks` checks, times and writes what it measured with its provenance."""
 
 import csv
+import io
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import layers, provenance, readme, roofline, turns
 from benchmarks.networks import _differences
@@ -207,3 +212,36 @@ def test_roofline(tmp_path):
         assert image.width > 800 and np.asarray(image.convert("L")).std() > 10
     with pytest.raises(ValueError, match="no times of convolutions"):
         roofline.draw(rows[-1:], tmp_path / "none.png")
+
+
+@pytest.mark.peers
+def test_pytorch_convolves_by_onednn_in_all_directions():
+    pytest.importorskip("torch")
+    code = (
+        "import torch\n"
+        "x, w = torch.randn(2, 16, 32, 32).requires_grad_(), torch.randn(16, 16, 3, 3).requires_grad_()\n"
+        "for layout in (torch.contiguous_format, torch.channels_last):\n"
+        "    torch.conv2d(x.to(memory_format=layout), w.to(memory_format=layout), None, 1, 1).sum().backward()"
+    )
+    environment = os.environ | {"ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("primitive,exec,cpu,convolution") == 6
+
+
+def test_transfer(tmp_path):
+    """Ten classes of noise, in an archive as that of the real images."""
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name in (f"{part}/c{k}/{i}.png" for part in ("train", "test") for k in range(10) for i in range(500)):
+            if crc32(name.encode()) % 50 == 0:  # those that --quick takes
+                pixels = np.random.default_rng(crc32(name.encode())).integers(0, 256, (32, 32, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(stream := io.BytesIO(), "PNG")
+                info = tarfile.TarInfo(name)
+                info.size = stream.tell()
+                stream.seek(0)
+                tar.addfile(info, stream)
+    done = _run("transfer", "--quick", "--data", tmp_path / "images.tar", "--output", tmp_path / "transfer.csv")
+    assert done.returncode == 0, done.stderr
+    (row,) = _rows(tmp_path / "transfer.csv")
+    assert all(0 <= float(row[name]) <= 1 for name in ("scratch", "pixels", "probe", "finetuned"))
+    assert len(row["new_classes"].split()) == 3 and "fine-tuned is better by" in done.stdout

@@ -235,3 +235,20 @@ def test_what_a_user_does_with_a_tensor(launched):
         x.numpy()
     with pytest.raises(TypeError, match=r"different devices: cpu and cuda:0; move them with \.to"):
         F.relu(x) + minires.zeros(2, 3)
+
+
+def test_images_stay_channels_last_on_their_way(launched):
+    x = np.random.default_rng(0).standard_normal((2, 5, 4, 3)).astype(np.float32).transpose(0, 3, 1, 2)
+    there = minires.tensor(x, device="cuda")
+    assert there.array.strides == x.strides and np.array_equal(there.cpu().numpy(), x)
+
+
+def test_autotune_waits_for_the_device(launched):
+    from device_double import _Device
+
+    from minires import dispatch
+
+    before, x = _Device.synchronized, minires.randn(5, 7, device="cuda")
+    with dispatch.autotune():
+        F.relu(x)
+    assert _Device.synchronized >= before + 2

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ from PIL import Image
 import minires
 from minires import nn
 from minires.cli import main
+from minires.data.transforms import Compose, Normalize, ToTensor
 from minires.engine import Tensor
+from minires.models import create_model
 from minires.ops import cross_entropy
 from minires.train import load_recipe, train
 from minires.train.checkpoint import read_checkpoint
-from minires.train.evaluation import evaluate_model, evaluate_run, write_confusion
+from minires.train.evaluation import evaluate_model, evaluate_run, evaluate_weights
+from minires.train.pictures import write_confusion
 
 SMALL = {"image_size": 8, "epochs": 2, "batch_size": 128, "threads": 1, "keep": 1}
 
@@ -131,7 +136,7 @@ def test_command(trained, run, capsys):
     assert lines[0].split() == ["class", "right", "of", "accuracy"] and lines[1].split()[0] == "0" and not error
     rights = [int(line.split()[1]) for line in lines[1:11]]
     assert f"top-1 accuracy {summary.test_accuracy:.2%} ({sum(rights)} of 360 images); top-5 " in lines[11]
-    assert lines[12] == f"confusion matrix: {run / 'confusion.csv'}, {run / 'confusion.png'}"
+    assert lines[12] == f"written to {run}: confusion.csv, confusion.png, mistakes.png"
 
     assert main(["evaluate", str(run), "--json", "--weights", "last", "--no-confusion", "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -139,7 +144,9 @@ def test_command(trained, run, capsys):
     assert {"correct", "total", "top1", "top5", "loss", "weights", "per_class", "run"} <= found.keys()
     assert (found["correct"], found["total"], found["weights"]) == (expected.correct, 360, "last")
     assert found["per_class"]["4"]["total"] == 37 and found["files"] == []
-    assert {p.name for p in run.iterdir()} - {p.name for p in folder.iterdir()} == {"confusion.csv", "confusion.png"}
+    assert {p.name for p in run.iterdir()} - {p.name for p in folder.iterdir()} == {
+        *("confusion.csv", "confusion.png", "mistakes.png")
+    }
 
 
 def test_other_images_are_noticed(tmp_path, capsys):
@@ -218,3 +225,132 @@ def test_weights_that_are_not_numbers_are_no_result(run, capsys):
     minires.save(state, run / "model.safetensors")
     assert main(["evaluate", str(run)]) == 2
     assert "NaN or infinite" in capsys.readouterr().err
+
+
+# --- weights that belong to no run --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A folder with w.safetensors of 3 classes, and images of 3 classes: split/test/CLASS, flat/CLASS."""
+    folder = tmp_path_factory.mktemp("foreign")
+    minires.manual_seed(0)
+    model = create_model("resnet20", 3)
+    model(minires.randn(16, 3, 12, 12))
+    minires.save(model.state_dict(), folder / "w.safetensors")
+    rng = np.random.default_rng(0)
+    for root in ("flat", "split/test"):
+        for name in "abc":
+            (folder / root / name).mkdir(parents=True)
+            for i in range(5):
+                pixels = rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / root / name / f"{i}.png")
+    return folder
+
+
+SCALE = {"mean": (0.2, 0.3, 0.4), "std": (0.5, 0.5, 0.5), "image_size": 12, "threads": 1}
+
+
+@pytest.mark.parametrize("root", ["flat", "split"])
+def test_weights_on_a_folder(foreign, root):
+    """Counted one by one, by transforms of single images."""
+    found = evaluate_weights(foreign / "w.safetensors", "", {"data_dir": str(foreign / root), **SCALE})
+    prepare = Compose([ToTensor(), Normalize(SCALE["mean"], SCALE["std"])])
+    model = create_model("resnet20", weights=foreign / "w.safetensors").eval()
+    confusion, sure = np.zeros((3, 3), int), {}
+    for t, name in enumerate("abc"):
+        for path in sorted((foreign / root).rglob(f"{name}/*.png")):
+            with minires.no_grad(), Image.open(path) as image:
+                y = model(Tensor(prepare(image).array[None])).array[0].astype(np.float64)
+            confusion[t, y.argmax()] += 1
+            if y.argmax() != t:
+                sure[f"{name}/{path.name}"] = (np.exp(y) / np.exp(y).sum()).max()
+    np.testing.assert_array_equal(found.confusion, confusion)
+    assert (found.total, found.classes, found.correct5) == (15, ("a", "b", "c"), 15)
+    assert [m.file[-7:] for m in found.mistakes] == sorted(sure, key=lambda file: -sure[file])
+    np.testing.assert_allclose([m.sure for m in found.mistakes], sorted(sure.values(), reverse=True), rtol=1e-4)
+    worst = found.mistakes[0]
+    assert worst.label == worst.file[-7] and worst.image is not None
+    with Image.open(foreign / root / worst.file) as image:
+        np.testing.assert_array_equal(worst.image, np.asarray(image))
+
+
+def test_command_for_weights(foreign, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--weights", str(foreign / "w.safetensors"), "--model", "resnet20", "--image-size", "12"]
+    words += ["--data", "folder", "--data-dir", str(foreign / "flat")]
+    assert main([*words, "--json"]) == 0
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert found["total"] == 15 and found["files"] == [] and 0 <= found["correct"] <= 15
+    assert sum(map(sum, found["confusion"])) == 15 and len(found["mistakes"]) == 15 - found["correct"]
+    assert error.count("\n") == 1 and "do not say how images are normalised: taking ImageNet's" in error
+    assert list(tmp_path.iterdir()) == []
+    assert main([*words, "--out", "report", *"--mean 0.2 0.3 0.4 --std 0.5 0.5 0.5".split()]) == 0
+    out, error = capsys.readouterr()
+    assert "written to report: confusion.csv, confusion.png, mistakes.png" in out and not error
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(tmp_path / "report" / name) as image:
+            assert min(image.size) > 200
+
+
+def test_a_run_by_weights(run, capsys):
+    assert main(["evaluate", "--weights", str(run), "--json", "--no-pictures"]) == 0
+    by_weights = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(run), "--json", "--no-pictures"]) == 0
+    by_run = json.loads(capsys.readouterr().out)
+    assert by_weights["run"] == str(run) and by_weights == by_run
+
+
+def test_other_names_of_classes_are_said(trained, foreign, capsys):
+    """A run's weights know their classes; here of digits, on images of as many classes with other names."""
+    folder = foreign / "ten"
+    for i in range(10):
+        (folder / f"c{i}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(folder / f"c{i}" / "x.png")
+    weights = str(trained[0] / "model.safetensors")
+    assert main(["evaluate", "--weights", weights, "--data-dir", str(folder)]) == 2
+    assert "dataset='folder' has images of 3 channels" in capsys.readouterr().err
+    state = minires.load(weights)
+    state["conv1.weight"] = Tensor(np.repeat(state["conv1.weight"].array, 3, axis=1) / 3)
+    notes = {"model": "resnet20", "classes": json.dumps([*"0123456789"]), "mean": "[0.3,0.3,0.3]", "std": "[1,1,1]"}
+    minires.save(state, foreign / "ten.safetensors", notes)  # as `minires export` writes
+    assert main(["evaluate", "--weights", str(foreign / "ten.safetensors"), "--data-dir", str(folder)]) == 0
+    out, error = capsys.readouterr()
+    assert "warning: the weights' classes are 0, 1, 2, 3" in error and " of 10 images)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "say what to evaluate"),
+        (["--weights", "{w}"], "needs data_dir"),
+        (["--weights", "{w}", "--data-dir", "nowhere"], "no folder or archive 'nowhere'"),
+        (["--weights", "{w}", "--data-dir", "{two}"], "tell 3 classes apart, and dataset='folder' has 2 (a, b)"),
+        (["--weights", "{w}", "--model", "resnet32", "--data-dir", "{flat}"], "do not fit resnet32"),
+        (["--weights", "{w}", "--mean", "1", "--data-dir", "{flat}"], "mean and std go together"),
+        (["--weights", "nowhere", "--data-dir", "{flat}"], "no file 'nowhere'"),
+        (["{flat}", "--model", "resnet20"], "does not go with a run"),
+        (["--weights", "{head}", "--data-dir", "{flat}"], "its head says classes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_errors_with_weights_are_one_line(foreign, tmp_path, capsys, arguments, says):
+    for name in "ab":
+        shutil.copytree(foreign / "flat" / name, tmp_path / "two" / name)
+    minires.save(minires.load(foreign / "w.safetensors"), tmp_path / "head.safetensors", {"classes": "a, b, c"})
+    places = {"w": foreign / "w.safetensors", "flat": foreign / "flat", "two": tmp_path / "two"}
+    places["head"] = tmp_path / "head.safetensors"
+    assert main(["evaluate", *(word.format(**places) for word in arguments)]) == 2
+    out, error = capsys.readouterr()
+    assert says in error.splitlines()[-1] and error.splitlines()[-1].startswith("minires: error: ") and not out
+
+
+@pytest.mark.skipif("MINIRES_DATA" not in os.environ, reason="MINIRES_DATA does not name the folder of real data")
+def test_published_weights_get_as_many_right_as_in_pytorch(capsys):
+    data = Path(os.environ["MINIRES_DATA"])
+    words = ["--weights", str(data / "resnet20-12fca82f.th"), "--model", "resnet20", "--data", "folder", "--json"]
+    assert main(["evaluate", *words, "--data-dir", str(data / "cifar10-jpg.tar.xz")]) == 0
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["correct"], found["total"]) == (8103, 10000) and not error  # its hash says how images are normalised

@@ -21,7 +21,7 @@ _ENGINE = _BELOW | {"engine"}
 _OPS = _ENGINE | {"dispatch", "ops", "hooks"}
 _NN = _OPS | {"creation", "nn"}
 _MODELS = _NN | {"optim", "data", "interop", "models", "serialization"}
-_RUNS = _MODELS | {"capture", "gradcheck", "train", "study", "kernels"}
+_RUNS = _MODELS | {"capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
 MAY_IMPORT = {
     "kernels": set(),
     "device": set(),
@@ -30,13 +30,14 @@ MAY_IMPORT = {
     "random": {"device"},
     "state": set(),
     "engine": _BELOW,
-    "tuning": {"kernels"},
+    "tuning": {"device", "kernels"},
     "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
     "ops": _ENGINE | {"dispatch"},
     "creation": _OPS,
     "serialization": _ENGINE,
     "capture": _OPS,
+    "grad_cam": _OPS | {"capture"},
     "gradcheck": _OPS,
     "nn": _OPS | {"creation"},
     "optim": _NN,

@@ -1,8 +1,10 @@
 """The experiments at small size: each one's claim, and its numbers against a definition of their own."""
 
 import json
+import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,15 +218,25 @@ def test_a_plain_network_breaks_where_its_residual_twin_hardly_notices(small):
         model = network(name, 0)
         fit(model, small, steps_of(4, small))
         before = {key: np.array(t.array) for key, t in model.state_dict().items()}
-        patients[name] = examine(model, small, name, draws=1)
+        patients[name] = examine(model, small.test_images, small.test_labels, name, draws=1)
         assert all(np.array_equal(t.array, before[key]) for key, t in model.state_dict().items())
         assert patients[name].whole == error_rate(model, small.test_images, small.test_labels)
     plain, residual = patients.values()
     assert plain.whole < 30 and residual.whole < 30
     assert np.median(plain.single) > np.median(residual.single) + 25
     assert residual.deleted[0, -1] > 60  # nothing but shortcuts is left
-    found = study.Lesion([plain, residual], 4, 360, 0)
+    found = study.Lesion([plain, residual], "after 4 epochs", 360, "digits", 0)
     assert found.png() and {f.agrees for f in found.findings()} <= {True, False}
+
+
+@pytest.mark.skipif("MINIRES_DATA" not in os.environ, reason="needs the CIFAR-10 images and weights of MINIRES_DATA")
+def test_published_weights_lose_little_with_a_block():
+    folder = Path(os.environ["MINIRES_DATA"])
+    weights, data = str(folder / "resnet20-12fca82f.th"), str(folder / "cifar10-jpg.tar.xz")
+    found = study.lesion(weights=(weights,), data=data, images=200, draws=1)
+    (patient,) = found.patients
+    assert 10 < patient.whole < 30 and len(patient.blocks) == 9  # 18.97 % of all 10,000 JPEG images
+    assert np.median(patient.single) < 60 and patient.deleted[0, -1] > 70
 
 
 # --- shatter --------------------------------------------------------------------------------------------------------
@@ -272,6 +284,8 @@ def test_autocorrelation():
         ("branches", {"models": ("resnet20", "plain20")}, "plain20"),
         ("lesion", {"draws": 0}, "draws=0"),
         ("lesion", {"models": ("resnet20", "resnet21")}, "resnet21"),
+        ("lesion", {"weights": ("resnet18-imagenet-v1",)}, "ImageNet"),
+        ("lesion", {"weights": ("resnet20-nothing",)}, "resnet20-nothing"),
         ("shatter", {"seeds": 0}, "seeds=0"),
         ("shatter", {"lags": 256}, "lags=256"),
         ("trace", {"model": "resnet21"}, "resnet21"),

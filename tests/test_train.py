@@ -123,7 +123,8 @@ def test_recipe_errors_name_file_and_key(tmp_path, text, error, says):
 
 def test_missing_recipe_names_the_shipped_ones():
     with pytest.raises(
-        FileNotFoundError, match=r"neither a shipped one \(cifar10-94, .*digits, he2015-cifar10\) nor a TOML file"
+        FileNotFoundError,
+        match=r"neither a shipped one \(cifar10-94, .*digits, finetune, he2015-cifar10\) nor a TOML file",
     ):
         load_recipe("digit")
 

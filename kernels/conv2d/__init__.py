@@ -2,6 +2,7 @@
 
 from . import (
     bias_act_kernels,
+    cuda_bias_act,
     cuda_kernels,
     cuda_tensor_cores,
     cuda_vectorised,
@@ -19,6 +20,7 @@ from . import (
 
 __all__ = [
     "bias_act_kernels",
+    "cuda_bias_act",
     "cuda_kernels",
     "cuda_tensor_cores",
     "cuda_vectorised",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cuda.launch import Launch, blocks, launch, variants
+from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..linear.cuda_kernels import product
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -18,14 +18,14 @@ _TILE, _DEPTH = 64, 16  # of include/gemm.cuh
 _MOST_BLOCKS = 1 << 16
 
 
-def _functions(file, *entries):
-    return (variants(_HERE / file, entry) for entry in entries)
+def _functions(file, *entries, **about):
+    return (variants(_HERE / file, entry, **about) for entry in entries)
 
 
 _FPROP_DIRECT, _DGRAD_DIRECT, _WGRAD_DIRECT = _functions("01_direct.cu", "fprop_direct", "dgrad_direct", "wgrad_direct")
 _IM2COL, _COL2IM = _functions("02_im2col.cu", "im2col", "col2im")
 _FPROP_IMPLICIT, _DGRAD_IMPLICIT, _WGRAD_IMPLICIT, WGRAD_SUM = _functions(
-    "03_implicit_gemm.cu", "fprop_implicit", "dgrad_implicit", "wgrad_implicit", "wgrad_sum"
+    "03_implicit_gemm.cu", "fprop_implicit", "dgrad_implicit", "wgrad_implicit", "wgrad_sum", dtypes=ALL
 )
 
 
@@ -106,6 +106,7 @@ def _windows(x, s):
     step=3,
     note="tiles filled by index arithmetic; no matrix of windows",
     supports=_same_dtype,
+    dtypes=ALL,
     rank=lambda x, w, *, groups, **_: 0 if _few_channels(x.shape[1], groups) else 3,
 )
 def fprop_implicit(x, w, *, stride, padding, dilation, groups):
@@ -121,6 +122,7 @@ def fprop_implicit(x, w, *, stride, padding, dilation, groups):
     step=3,
     note="tiles filled by index arithmetic; no matrix of windows",
     supports=_same_dtype,
+    dtypes=ALL,
     rank=lambda dy, w, *, groups, **_: 0 if _few_channels(w.shape[1] * groups, groups) else 3,
 )
 def dgrad_implicit(dy, w, *, stride, padding, dilation, groups, input_hw):
@@ -136,6 +138,7 @@ def dgrad_implicit(dy, w, *, stride, padding, dilation, groups, input_hw):
     step=3,
     note="tiles filled by index arithmetic; slices of the sum, added in order",
     supports=_same_dtype,
+    dtypes=ALL,
     rank=lambda x, dy, *, groups, **_: 0 if _few_channels(x.shape[1], groups) else 3,
 )
 def wgrad_implicit(x, dy, *, stride, padding, dilation, groups, kernel_hw):

@@ -1,8 +1,16 @@
-"""Launchers of step 5, `05_tensor_cores.cu`: fp16 and bf16 on tensor cores."""
+"""Launchers of step 5, `05_tensor_cores.cu`: fp16 and bf16 on tensor cores; TF32 for those who ask for it by name.
+
+TF32 never runs by itself: its rank is 0. `use_kernels(conv2d_fprop="fprop_3xtf32", ...)` chooses it. Its error factors,
+in units of float32's eps = 2^-23: rounding both factors to 10 digits is off by 2^-11 each, 8192 together. Split in two,
+they are off by 2^-22 each, and the product that is left out by as much: 6, beside what any sum's roundings lose. (An
+infinite factor makes 3xTF32 NaN: infinity less infinity is what its second part would be.)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..cuda.launch import SM_80, STORED_AS, Function, Launch, blocks, launch
 from ..memory import empty, to_nhwc
@@ -13,79 +21,101 @@ from .cuda_vectorised import aligned, filled, width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 
 _SOURCE = Path(__file__).with_name("05_tensor_cores.cu")
-_ROWS, _DEPTH, _STAGES, _MOST_TAPS = 128, 32, 3, 256
+_ROWS, _LINE, _STAGES, _MOST_TAPS = 128, 64, 3, 256  # rows of a tile, bytes of its depth, tiles under way
 _WIDTHS = (32, 64, 128)  # columns of a tile
-_HALVES = ("float16", "bfloat16")
-
-
-def _functions(entry):
-    return {
-        (dtype, columns): Function(
-            _SOURCE,
-            entry,
-            (f"-DNUMBER={STORED_AS[dtype]}", f"-DCOLUMNS={columns}"),
-            archs=SM_80,
-            registers=128,
-            alignment=16,
-        )
-        for dtype in _HALVES
-        for columns in _WIDTHS
-    }
-
-
-_FPROP, _DGRAD, _WGRAD, _WGRAD_SUM = map(_functions, ("fprop_tensor", "dgrad_tensor", "wgrad_tensor", "wgrad_sum_jk"))
+_HALVES, _SINGLE = ("float16", "bfloat16"), ("float32",)
 _NOTE = "mma.sync, ldmatrix, cp.async; three tiles under way"
 
 
-def _eights_fprop(x, w, *, groups, **_):
-    return groups == 1 and x.dtype == w.dtype and w.shape[0] % 8 == 0
+def _functions(entry: str, split: int, dtypes: tuple[str, ...]) -> dict[tuple[str, int], Function]:
+    def make(dtype: str, columns: int) -> Function:
+        options = (f"-DNUMBER={STORED_AS[dtype]}", f"-DCOLUMNS={columns}", f"-DSPLIT={split}")
+        return Function(_SOURCE, entry, options, archs=SM_80, registers=168, alignment=16)
+
+    return {(dtype, columns): make(dtype, columns) for dtype in dtypes for columns in _WIDTHS}
 
 
-def _eights_dgrad(dy, w, *, groups, **_):
-    k, c, r, s = w.shape
-    return groups == 1 and dy.dtype == w.dtype and k % 8 == 0 and c % 8 == 0 and r * s <= _MOST_TAPS
+def _supports(axis: Callable[..., tuple[int, ...]]) -> Callable[..., bool]:
+    """One group, few taps, and the sizes that pieces of 16 bytes run along: `axis` says which."""
+
+    def supports(a: Any, b: Any, *, groups: int, **params: Any) -> bool:
+        whole = 16 // a.dtype.itemsize
+        taps = b.shape[2] * b.shape[3] if "input_hw" in params else 1
+        return groups == 1 and a.dtype == b.dtype and taps <= _MOST_TAPS and not any(n % whole for n in axis(a, b))
+
+    return supports
 
 
-def _eights_wgrad(x, dy, *, groups, **_):
-    return groups == 1 and x.dtype == dy.dtype and dy.shape[1] % 8 == 0
+def _register(suffix: str, dtypes: tuple[str, ...], split: int = 1, **about: Any) -> None:
+    """The three directions, under names that end in `suffix`."""
+    fprop_functions, dgrad_functions, wgrad_functions, sum_functions = (
+        _functions(entry, split, dtypes) for entry in ("fprop_tensor", "dgrad_tensor", "wgrad_tensor", "wgrad_sum_jk")
+    )
+
+    def fprop(x, w, *, stride, padding, dilation, groups):
+        s, whole = fprop_shapes(x, w, stride, padding, dilation, groups), 16 // x.dtype.itemsize
+        s.z["C"] = blocks(s["C"], whole) * whole
+        columns = width(s["K"], _WIDTHS)
+        args = (filled(to_nhwc(x), s["C"]), filled(krsc(w), s["C"]), s.memory, s.z)
+        grid = (blocks(s.size("NPQ"), _ROWS) * blocks(s["K"], columns),)
+        _run(fprop_functions[x.dtype.name, columns], grid, args, columns)
+        return s.result
+
+    def dgrad(dy, w, *, stride, padding, dilation, groups, input_hw):
+        s = dgrad_shapes(dy, w, stride, padding, dilation, groups, input_hw)
+        columns = width(s["C"], _WIDTHS)
+        pixels = s["N"] * blocks(s["H"], s["u"]) * blocks(s["W"], s["v"])  # of the largest class
+        grid = (blocks(pixels, _ROWS) * blocks(s["C"], columns), s["u"] * s["v"])
+        args = (aligned(to_nhwc(dy)), krsc(w), s.memory, s.z)
+        _run(dgrad_functions[dy.dtype.name, columns], grid, args, columns)
+        return s.result
+
+    def wgrad(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+        s, whole = wgrad_shapes(x, dy, stride, padding, dilation, groups, kernel_hw), 16 // x.dtype.itemsize
+        s.z["C"] = blocks(s["C"], whole) * whole
+        columns, weights = width(s["K"], _WIDTHS), s.size("RSC")
+        tiles = blocks(weights, _ROWS) * blocks(s["K"], columns)
+        slices, pixels = slices_of(s.size("NPQ"), tiles, _LINE // x.dtype.itemsize)
+        parts = empty((slices, weights, s["K"]), "float32", x)
+        args = (filled(to_nhwc(x), s["C"]), aligned(to_nhwc(dy)), parts, s.z, pixels)
+        _run(wgrad_functions[x.dtype.name, columns], (tiles, slices), args, columns)
+        add_up = sum_functions[x.dtype.name, columns]
+        launch(Launch(add_up, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
+        return s.result
+
+    def register(problem, fn, axis):
+        supports, name = _supports(axis), f"{fn.__name__}_{suffix}"
+        kernel(problem, device="cuda", step=5, supports=supports, dtypes=dtypes, name=name, **about)(fn)
+
+    register(CONV2D_FPROP, fprop, lambda x, w: (w.shape[0],))
+    register(CONV2D_DGRAD, dgrad, lambda dy, w: w.shape[:2])
+    register(CONV2D_WGRAD, wgrad, lambda x, dy: (dy.shape[1],))
 
 
-@kernel(CONV2D_FPROP, device="cuda", step=5, note=_NOTE, supports=_eights_fprop, dtypes=_HALVES, error_factor=1)
-def fprop_tensor(x, w, *, stride, padding, dilation, groups):
-    s = fprop_shapes(x, w, stride, padding, dilation, groups)
-    s.z["C"] = blocks(s["C"], 8) * 8
-    columns = width(s["K"], _WIDTHS)
-    args = (filled(to_nhwc(x), s["C"]), filled(krsc(w), s["C"]), s.memory, s.z)
-    _run(_FPROP[x.dtype.name, columns], (blocks(s.size("NPQ"), _ROWS) * blocks(s["K"], columns),), args, columns)
-    return s.result
+def _run(function: Function, grid: tuple[int, ...], args: tuple, columns: int) -> None:
+    """With shared memory for all stages of both tiles."""
+    launch(Launch(function, grid, (256,), args, _STAGES * (_ROWS + columns) * _LINE))
 
 
-@kernel(CONV2D_DGRAD, device="cuda", step=5, note=_NOTE, supports=_eights_dgrad, dtypes=_HALVES, error_factor=1)
-def dgrad_tensor(dy, w, *, stride, padding, dilation, groups, input_hw):
-    s = dgrad_shapes(dy, w, stride, padding, dilation, groups, input_hw)
-    columns = width(s["C"], _WIDTHS)
-    pixels = s["N"] * blocks(s["H"], s["u"]) * blocks(s["W"], s["v"])  # of the largest class
-    grid = (blocks(pixels, _ROWS) * blocks(s["C"], columns), s["u"] * s["v"])
-    args = (aligned(to_nhwc(dy)), krsc(w), s.memory, s.z)
-    _run(_DGRAD[dy.dtype.name, columns], grid, args, columns)
-    return s.result
+def _only_by_name(*arrays: Any, **params: Any) -> float:
+    return 0
 
 
-@kernel(CONV2D_WGRAD, device="cuda", step=5, note=_NOTE, supports=_eights_wgrad, dtypes=_HALVES, error_factor=1)
-def wgrad_tensor(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    s = wgrad_shapes(x, dy, stride, padding, dilation, groups, kernel_hw)
-    s.z["C"] = blocks(s["C"], 8) * 8
-    columns, weights = width(s["K"], _WIDTHS), s.size("RSC")
-    tiles = blocks(weights, _ROWS) * blocks(s["K"], columns)
-    slices, pixels = slices_of(s.size("NPQ"), tiles, _DEPTH)
-    parts = empty((slices, weights, s["K"]), "float32", x)
-    args = (filled(to_nhwc(x), s["C"]), aligned(to_nhwc(dy)), parts, s.z, pixels)
-    _run(_WGRAD[x.dtype.name, columns], (tiles, slices), args, columns)
-    grid = (blocks(s.memory.size, 256),)
-    launch(Launch(_WGRAD_SUM[x.dtype.name, columns], grid, (256,), (parts, s.memory, s.z, slices)))
-    return s.result
-
-
-def _run(function, grid, args, columns):
-    """With shared memory for all stages of both tiles, of 2 bytes per number."""
-    launch(Launch(function, grid, (256,), args, _STAGES * (_ROWS + columns) * _DEPTH * 2))
+_register("tensor", _HALVES, error_factor=1, note=_NOTE)
+_register(
+    "tf32",
+    _SINGLE,
+    error_factor=8192 + 32,
+    rank=_only_by_name,
+    exact=False,
+    note="factors rounded to TF32; only by name",
+)
+_register(
+    "3xtf32",
+    _SINGLE,
+    3,
+    error_factor=64,
+    rank=_only_by_name,
+    exact=False,
+    note="three products of split factors; only by name",
+)

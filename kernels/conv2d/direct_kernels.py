@@ -94,8 +94,9 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 
 
 def _runs(panels):
-    """(panels, R, S, C, width) -> (panels, R, S*C, width): a filter's row is one run."""
-    return panels.reshape(*panels.shape[:2], -1, panels.shape[-1])
+    """(panels, R, S, C, width) -> (panels, R, S*C, width): a filter's row is one run. (Taps chosen by NumPy come back
+    in memory of another order.)"""
+    return np.ascontiguousarray(panels).reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
 @njit(parallel=True)

@@ -13,6 +13,7 @@ from ..cpu.features import simd
 from ..cpu.jit import njit
 from ..cpu.microkernel import lanes
 from ..cpu.transforms import copy, transpose_block
+from ..memory import empty
 
 _VECTOR_BYTES, _LINE = simd().vector_bytes, 64
 
@@ -27,7 +28,7 @@ def pack(w, turned):
     w = np.ascontiguousarray(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
-    panels = np.empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
+    panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
     _pack(w, turned, panels)
     return panels
 

@@ -123,6 +123,7 @@ CASES = (
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
     _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
+    _case("vectors_64_stride2", 1, 64, (7, 6), 48, (3, 3), (2, 2), (1, 1)),  # more than one panel of channels
     _case("3x3_partial_tiles", 3, 17, (9, 11), 33, (3, 3), padding=(1, 1)),  # tails of channels, tiles that hang over
     _case("3x3_many_tiles", 2, 16, (33, 30), 16, (3, 3), padding=(1, 0)),  # more than one cache block of tiles
     _case("3x3_many_channels", 1, 208, (5, 6), 256, (3, 3), padding=(1, 1)),

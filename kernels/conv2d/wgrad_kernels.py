@@ -16,7 +16,7 @@ from ..cpu.features import simd
 from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.transforms import copy
-from ..memory import to_nhwc
+from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
@@ -49,9 +49,9 @@ def wgrad_parts_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     x, dy = to_nhwc(x), to_nhwc(dy)
     (n, p, q, k), c = dy.shape, x.shape[3]
     width = panel_width(k, x.dtype)
-    panels = np.empty((k // width, n * p * q, width), x.dtype)
+    panels = empty((k // width, n * p * q, width), x.dtype)
     _split(dy.reshape(-1, k), panels)
-    parts = np.empty((*kernel_hw, c, k), x.dtype)
+    parts = empty((*kernel_hw, c, k), x.dtype)
     _sum_parts(x, panels, parts, p, q, stride, padding, dilation)
     dw = np.zeros((k, c, *kernel_hw), x.dtype)
     _unpack(parts, dw, width)

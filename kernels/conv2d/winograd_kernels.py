@@ -22,7 +22,7 @@ from ..cpu.features import simd
 from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.transforms import transform_2d
-from ..memory import empty_nhwc, to_nhwc
+from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from . import winograd
 from .packing import aligned, panel_width, read_taps
@@ -101,11 +101,11 @@ def _convolve(x, w, turned, padding, hw):
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
         block = max(16, min(128, _CACHE_BYTES // (PLACES * (c + width) * dtype.itemsize) // 16 * 16))
-        panels = np.empty((wide // width, PLACES, plane(c, width)), dtype)
+        panels = empty((wide // width, PLACES, plane(c, width)), dtype)
         _transform_filters(w, turned, panels, width)
         _by_tiles(x, panels, memory, padding, tiles, block, width)
     else:
-        v = np.empty((PLACES, plane(tiles, c)), dtype)
+        v = empty((PLACES, plane(tiles, c)), dtype)
         _transform_patches(x, v, memory, padding, tiles)
         _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)

@@ -18,7 +18,7 @@ from numba import prange
 from ..cpu.features import simd
 from ..cpu.jit import njit
 from ..cpu.microkernel import multiply_tile
-from ..memory import to_nhwc
+from ..memory import empty, to_nhwc
 from ..registry import kernel
 from . import winograd
 from .packing import add_transposed, aligned, panel_width
@@ -73,12 +73,12 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
         blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
         shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
-        du = np.empty((shares, PLACES, plane(deep, wide)), dtype)
+        du = empty((shares, PLACES, plane(deep, wide)), dtype)
         _by_tiles(x, dy, du, padding, tiles, block, width)
         _sum_shares(du, dw, width)
     else:
         at_once = max(16, _AT_ONCE // (PLACES * (deep + wide)) // 16 * 16)
-        v, d = (np.empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
+        v, d = (empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
         for first in range(0, tiles, at_once):
             count = min(at_once, tiles - first)
             _transform_both(x, dy, v, d, padding, first, count)

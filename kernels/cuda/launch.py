@@ -90,6 +90,7 @@ _executor: Executor | None = None
 
 
 STORED_AS = {"float32": "float", "float64": "double", "float16": "fp16", "bfloat16": "bf16"}  # in include/types.cuh
+ALL = tuple(STORED_AS)
 
 
 def variants(

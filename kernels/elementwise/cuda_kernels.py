@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..cuda.launch import Launch, blocks, launch, variants
+from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..memory import dense_order, empty, namespace
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
 
 _SOURCE = Path(__file__).with_name("elementwise.cu")
-_RELU, _RELU_BWD, _ADD = (variants(_SOURCE, entry) for entry in ("relu_fprop", "relu_bwd", "add_fprop"))
+_RELU, _RELU_BWD, _ADD = (variants(_SOURCE, entry, ALL) for entry in ("relu_fprop", "relu_bwd", "add_fprop"))
 _MOST_BLOCKS = 4096  # more only wait; each goes on with what is left
 
 
@@ -18,17 +18,17 @@ def _same_dtype(a, *more):
     return all(b.dtype == a.dtype for b in more)
 
 
-@kernel(RELU_FPROP, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype)
+@kernel(RELU_FPROP, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype, dtypes=ALL)
 def relu_fprop_cuda(x):
     return _apply(_RELU, x)
 
 
-@kernel(RELU_BWD, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype)
+@kernel(RELU_BWD, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype, dtypes=ALL)
 def relu_bwd_cuda(dy, y):
     return _apply(_RELU_BWD, dy, y)
 
 
-@kernel(ADD_FPROP, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype)
+@kernel(ADD_FPROP, device="cuda", step=1, note="16 bytes per access", supports=_same_dtype, dtypes=ALL)
 def add_fprop_cuda(a, b):
     return _apply(_ADD, a, b)
 

@@ -89,7 +89,7 @@ def _argument(text: str) -> Any:
 def _walk(moments: list[Moment], source: list[str]) -> None:
     """Show one moment after another, as the keys say."""
     at, watched = 0, {}
-    print(__doc__.partition("\n\n")[2])
+    print((__doc__ or "").partition("\n\n")[2])
     while True:
         print(show(moments[at], at, source, watched))
         try:

@@ -24,12 +24,12 @@ def address(operand: Operand) -> Callable[[Any, Any], Any]:
     """What computes an address operand: (wave, fragment) -> int64 for each lane, or one for all."""
     if not isinstance(operand, Address):
         raise TypeError(f"{operand} is no address")
-    offset = np.int64(operand.offset)
-    if isinstance(operand.base, Immediate):
-        return lambda wave, f: np.int64(operand.base.value) + offset
-    if isinstance(operand.base, Symbol):
-        return lambda wave, f: np.int64(wave.address_of(operand.base.name)) + offset
-    read = source(operand.base, "u64" if SIZES[operand.base.type] == 8 else "u32")
+    base, offset = operand.base, np.int64(operand.offset)
+    if isinstance(base, Immediate):
+        return lambda wave, f: np.int64(base.value) + offset
+    if isinstance(base, Symbol):
+        return lambda wave, f: np.int64(wave.address_of(base.name)) + offset
+    read = source(base, "u64" if SIZES[base.type] == 8 else "u32")
     return lambda wave, f: read(wave, f).astype(np.int64) + offset
 
 

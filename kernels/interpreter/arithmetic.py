@@ -23,6 +23,7 @@ from .opcodes import (
     constant,
     directed,
     elementwise,
+    immediate,
     kind_of,
     opcode,
     pure,
@@ -32,7 +33,7 @@ from .opcodes import (
     uniform,
     unknown,
 )
-from .ptx import Immediate, Instruction, Vector
+from .ptx import Instruction, Vector
 
 # Integer and floating-point arithmetic
 
@@ -250,14 +251,12 @@ def _shf(i: Instruction) -> Callable:
 
 @opcode("lop3", LOGIC)
 def _lop3(i: Instruction) -> Callable:
-    table = i.operands[4]
-    if not isinstance(table, Immediate):
-        raise unknown(i, "a look-up table that is no immediate")
+    table = immediate(i.operands[4])
 
     def logic(a: Any, b: Any, c: Any, _: Any) -> Any:
         result = U32.type(0)
         for k in range(8):
-            if int(table.value) >> k & 1:
+            if table >> k & 1:
                 result = result | ((a if k & 4 else ~a) & (b if k & 2 else ~b) & (c if k & 1 else ~c))
         return result
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from .access import address
 from .memory import sub_fragment
-from .opcodes import opcode, source, unknown
-from .ptx import Immediate, Instruction
+from .opcodes import immediate, opcode, source, unknown
+from .ptx import Instruction
 from .shared import scatter
 
 ASYNC = "Data Movement and Conversion Instructions: Asynchronous copy"
@@ -72,13 +72,11 @@ def build(i: Instruction) -> Callable:
         return commit
     if "wait_group" in i.modifiers or "wait_all" in i.modifiers:
         everything = "wait_all" in i.modifiers
-        if not everything and not isinstance(i.operands[0], Immediate):
-            raise unknown(i)
-        allowed = 0 if everything else int(i.operands[0].value)
+        allowed = 0 if everything else immediate(i.operands[0])
         return lambda wave, f: wave.unit(Copies).land(f, allowed, everything)
     if "mbarrier" in i.modifiers or not {"ca", "cg"} & set(i.modifiers):
         raise unknown(i)
-    to, what, size = address(i.operands[0]), address(i.operands[1]), int(i.operands[2].value)  # type: ignore[union-attr]
+    to, what, size = address(i.operands[0]), address(i.operands[1]), immediate(i.operands[2])
     given = source(i.operands[3], "u32") if len(i.operands) > 3 else None
     if size not in (4, 8, 16) or "ignore_src" in i.modifiers:
         raise unknown(i)

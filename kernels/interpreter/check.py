@@ -36,7 +36,7 @@ def check_interpreted(kernel: Kernel, case: Case, dtype: str, seed: int | None =
     try:
         with poisoned(), executed_by(execute):
             outputs = trial.run(kernel, layout)
-        return Result(kernel, case, dtype, layout, trial.compare(outputs, kernel.error_factor))
+        return Result(kernel, case, dtype, layout, trial.compare(outputs, kernel))
     except Wrong as wrong:
         cause = wrong.__cause__
         failure, detail = (cause.kind, str(cause)) if isinstance(cause, Fault) else (wrong.failure, str(wrong))

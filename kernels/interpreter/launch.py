@@ -48,8 +48,8 @@ def interpret(launch: Any, **settings: Any) -> Report:
 def run(
     text: str,
     name: str,
-    grid: Sequence[int],
-    block: Sequence[int],
+    grid: Sequence[int] | int,
+    block: Sequence[int] | int,
     args: Sequence[Any],
     shared_bytes: int = 0,
     *,
@@ -64,33 +64,41 @@ def run(
     name: the kernel's name in the text. grid, block: up to three sizes, x first. args: one per parameter: an array
     (its address is passed; C-contiguous), a NumPy number, bytes or a TensorMap (passed by value). shared_bytes: of
     dynamic shared memory. names: of the arguments, for messages. seed: None runs all warps in step; a number runs them
-    in bursts, in an order that it determines. lanes: how many threads to run at once. limit: the steps after which blocks that
-    still run are taken to run for ever. watch(wave, fragment, step) is
-    called before every instruction.
+    in bursts, in an order that it determines. lanes: how many threads to run at once. limit: the steps after which
+    blocks that still run are taken to run for ever. watch(wave, fragment, step) is called before every instruction.
 
     Raises Fault where the kernel does what it must not, NotImplementedError where it uses what is not in the opcode
     table, and ValueError or TypeError for arguments that do not fit.
     """
     program = prepare(text, name)
-    grid, block = _sizes(grid, "grid"), _sizes(block, "block")
-    _check_limits(program.function, block)
+    blocks, threads = _sizes(grid, "grid"), _sizes(block, "block")
+    _check_limits(program.function, threads)
     arena = Arena(program.global_granule)
     parameters = _place(program, arena, args, names)
     for variable in program.module.variables.values():
         if variable.space in ("global", "const"):
             arena.symbols[variable.name] = arena.add_bytes(variable.initial, variable.size, variable.name)
-    ids = np.stack(np.meshgrid(*[np.arange(n) for n in grid], indexing="ij"), -1)
+    ids = np.stack(np.meshgrid(*[np.arange(n) for n in blocks], indexing="ij"), -1)
     ids = ids.transpose(2, 1, 0, 3).reshape(-1, 3)  # x runs fastest
     random = None if seed is None else np.random.default_rng(seed)
     if random is not None:
         ids = random.permutation(ids)
-    at_once = max(1, lanes // int(np.prod(block)))
+    at_once = max(1, lanes // int(np.prod(threads)))
     if program.fine:
         at_once = min(at_once, 4)
     report, begin = Report(name), time.perf_counter()
     for first in range(0, len(ids), at_once):
         wave = Wave(
-            program, arena, parameters, ids[first : first + at_once], grid, block, shared_bytes, random, watch, limit
+            program,
+            arena,
+            parameters,
+            ids[first : first + at_once],
+            blocks,
+            threads,
+            shared_bytes,
+            random,
+            watch,
+            limit,
         )
         wave.run()
         report.counts.instructions += wave.counts.instructions
@@ -154,11 +162,11 @@ def _granule(function: Function, space: str) -> int:
     return min(sizes)
 
 
-def _sizes(values: Sequence[int], label: str) -> tuple[int, int, int]:
-    values = (values,) if isinstance(values, int | np.integer) else tuple(int(v) for v in values)
-    if not 1 <= len(values) <= 3 or min(values) < 1:
+def _sizes(values: Sequence[int] | int, label: str) -> tuple[int, int, int]:
+    sizes = [int(v) for v in np.atleast_1d(values)]
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
         raise ValueError(f"{label} is {values}: it has one to three sizes of at least 1")
-    x, y, z = (*values, 1, 1)[:3]
+    x, y, z = [*sizes, 1, 1][:3]
     return x, y, z
 
 

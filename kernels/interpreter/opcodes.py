@@ -59,8 +59,8 @@ def opcode(
     """Enter the decorated `build(instruction)` into the table."""
 
     def enter(build: Callable[[Instruction], Callable]) -> Callable[[Instruction], Callable]:
-        when = together if callable(together) else (lambda i: together)
-        TABLE[name] = Opcode(section, build, when, control)
+        size = together
+        TABLE[name] = Opcode(section, build, size if callable(size) else lambda i: size, control)
         return build
 
     return enter
@@ -106,6 +106,13 @@ def constant(value: int | float, dtype: np.dtype) -> Any:
     if isinstance(value, int) and dtype.kind != "b":  # the bits of a float
         return np.array(value, f"u{dtype.itemsize}").view(dtype)[()]
     return dtype.type(value)
+
+
+def immediate(operand: Operand) -> int:
+    """The value of an operand that must be a number in the text."""
+    if not isinstance(operand, Immediate):
+        raise TypeError(f"{operand} is no immediate")
+    return int(operand.value)
 
 
 def target(operand: Operand) -> Callable[[Any, Any, Any], None]:
@@ -168,20 +175,20 @@ def _in_float32(kind: str, compute: Callable) -> Callable:
 
 def _finish(i: Instruction, kind: str, compute: Callable) -> Callable:
     """Apply .ftz and .sat."""
+    exact = compute
     if "ftz" in i.modifiers and kind == "f32":
-        inner = compute
-
-        def compute(*values: Any) -> Any:
-            return _flush(inner(*map(_flush, values)))
-
+        exact = _flushed(compute)
     if "sat" in i.modifiers:
-        exact = compute
         if kind == "s32":
             return lambda *values: np.clip(exact(*[v.astype(np.int64) for v in values]), -(2**31), 2**31 - 1).astype(
                 S32
             )
         return lambda *values: _saturate(exact(*values))
-    return compute
+    return exact
+
+
+def _flushed(compute: Callable) -> Callable:
+    return lambda *values: _flush(compute(*map(_flush, values)))
 
 
 def _flush(v: Any) -> Any:

@@ -135,7 +135,6 @@ class Function:
     variables: dict[str, Variable] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
-    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -358,14 +357,9 @@ class _FunctionParser:
         name = self.lookup(p.next())
         assert isinstance(name, Target)
         p.expect(":")
-        if p.accept(".branchtargets"):
-            targets = []
-            while not p.accept(";"):
-                targets.append(self.lookup(p.next()).name)
-                p.accept(",")
-            self.function.tables[name.name] = tuple(targets)
-        else:
-            self.function.labels[name.name] = len(self.function.instructions)
+        if p.peek() == ".branchtargets":
+            raise NotImplementedError(f"line {p.line()}: {p.peek()}, the targets of an indirect branch")
+        self.function.labels[name.name] = len(self.function.instructions)
 
     def directive(self, token: str) -> None:
         p = self.p

@@ -219,9 +219,10 @@ class Wave:
                     self.ready.append(rest)
                     meets, fragment = min(meets, rest.pc), active
             if step.together:
-                active = fragment = self._assemble(active, step.together)
-                if active is None:
+                together = self._assemble(active, step.together)
+                if together is None:
                     return
+                active = fragment = together
             if step.execute(self, active):
                 return
 

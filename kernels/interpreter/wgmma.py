@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from .matrices import floats, items, places
-from .opcodes import F32, opcode, source, unknown
-from .ptx import Immediate, Instruction, Operand, Register, Vector
+from .opcodes import F32, immediate, opcode, source, unknown
+from .ptx import Instruction, Register, Vector
 from .shared import BASE
 from .tensor_map import swizzled
 
@@ -149,24 +149,16 @@ def _wgmma(i: Instruction) -> Callable:
 
         return commit
     if what == "wait_group":
-        allowed = i.operands[0]
-        if not isinstance(allowed, Immediate):
-            raise unknown(i)
+        allowed = immediate(i.operands[0])
 
         def wait(wave: Any, f: Any) -> None:
             for first in _firsts(wave, f):
-                wave.unit(Warpgroups).wait(int(first), int(allowed.value))
+                wave.unit(Warpgroups).wait(int(first), allowed)
 
         return wait
     if what != "mma_async":
         raise unknown(i)
     return _mma_async(i)
-
-
-def _number(operand: Operand) -> int:
-    if not isinstance(operand, Immediate):
-        raise TypeError(f"{operand} is no immediate")
-    return int(operand.value)
 
 
 def _mma_async(i: Instruction) -> Callable:
@@ -177,7 +169,7 @@ def _mma_async(i: Instruction) -> Callable:
     n, k = (int(x) for x in shape[4:].split("k"))
     size = _BITS[kind] // 8
     d, a, b, scale, *numbers = i.operands
-    signs, flips = [_number(x) for x in numbers[:2]], [bool(_number(x)) for x in numbers[2:]]
+    signs, flips = [immediate(x) for x in numbers[:2]], [bool(immediate(x)) for x in numbers[2:]]
     from_registers = isinstance(a, Vector)
     flip_a = flips[0] if flips and not from_registers else False
     flip_b = flips[-1] if flips else False

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cuda.launch import Launch, blocks, launch, variants
+from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import AVGPOOL2D_BWD, AVGPOOL2D_FPROP, MAXPOOL2D_BWD, MAXPOOL2D_FPROP, pooled_hw
 
 _SOURCE = Path(__file__).with_name("pool2d.cu")
 _MAX_FPROP, _MAX_BWD, _AVERAGE_FPROP, _AVERAGE_BWD = (
-    variants(_SOURCE, entry) for entry in ("maxpool_fprop", "maxpool_bwd", "avgpool_fprop", "avgpool_bwd")
+    variants(_SOURCE, entry, ALL) for entry in ("maxpool_fprop", "maxpool_bwd", "avgpool_fprop", "avgpool_bwd")
 )
 _WINDOW = np.dtype([(letter, np.int32) for letter in "NHWCPQRSuvablm"])  # struct Window
 _MOST_BLOCKS = 1 << 16
 
 
-@kernel(MAXPOOL2D_FPROP, device="cuda", step=1, note="a thread per window")
+@kernel(MAXPOOL2D_FPROP, device="cuda", step=1, note="a thread per window", dtypes=ALL)
 def maxpool_fprop_cuda(x, *, kernel, stride, padding, dilation, ceil_mode):
     (n, c, *hw), pq = x.shape, pooled_hw(x.shape[2:], kernel, stride, padding, dilation, ceil_mode)
     y, memory = empty_nhwc(n, c, *pq, x.dtype, x)
@@ -29,7 +29,7 @@ def maxpool_fprop_cuda(x, *, kernel, stride, padding, dilation, ceil_mode):
     return y, indices
 
 
-@kernel(MAXPOOL2D_BWD, device="cuda", step=1, note="a thread per channel of an image, window after window")
+@kernel(MAXPOOL2D_BWD, device="cuda", step=1, note="a thread per channel of an image, window after window", dtypes=ALL)
 def maxpool_bwd_cuda(dy, indices, *, input_hw):
     n, c, p, q = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype, dy)
@@ -38,7 +38,7 @@ def maxpool_bwd_cuda(dy, indices, *, input_hw):
     return dx
 
 
-@kernel(AVGPOOL2D_FPROP, device="cuda", step=1, note="a thread per window")
+@kernel(AVGPOOL2D_FPROP, device="cuda", step=1, note="a thread per window", dtypes=ALL)
 def avgpool_fprop_cuda(x, *, kernel, stride, padding, ceil_mode, count_include_pad):
     (n, c, *hw), pq = x.shape, pooled_hw(x.shape[2:], kernel, stride, padding, (1, 1), ceil_mode)
     y, memory = empty_nhwc(n, c, *pq, x.dtype, x)
@@ -47,7 +47,7 @@ def avgpool_fprop_cuda(x, *, kernel, stride, padding, ceil_mode, count_include_p
     return y
 
 
-@kernel(AVGPOOL2D_BWD, device="cuda", step=1, note="a thread per pixel gathers from its windows")
+@kernel(AVGPOOL2D_BWD, device="cuda", step=1, note="a thread per pixel gathers from its windows", dtypes=ALL)
 def avgpool_bwd_cuda(dy, *, kernel, stride, padding, ceil_mode, count_include_pad, input_hw):
     n, c, *pq = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype, dy)

@@ -1,4 +1,4 @@
-"""The command `minires`: train, evaluate, export, info, kernels, study.
+"""The command `minires`: train, finetune, evaluate, predict, export, info, kernels, study.
 
 Errors of use are one line and exit code 2, a bug is one line that says so and 70; `--debug` adds the traceback. A run
 that was stopped by SIGINT or SIGTERM ends with 130 or 143.
@@ -19,7 +19,9 @@ from ..train.interrupt import Interrupted
 from .errors import bug, is_use, one_line
 from .evaluate import evaluate
 from .export import export
+from .finetune import finetune
 from .info import info
+from .predict import predict
 from .train import train
 
 EXIT_USE, EXIT_BUG = 2, 70  # 70 is what sysexits.h calls an internal software error
@@ -35,7 +37,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(train)
+app.command(finetune)
 app.command(evaluate)
+app.command(predict)
 app.command(export)
 app.command(info)
 app.command("minires.cli.kernels:app", name="kernels", help="List the registered kernels, or check some.")

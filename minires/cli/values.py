@@ -16,4 +16,15 @@ def whole(kind: Any, tokens: Sequence[Any]) -> int:
         raise ValueError(f'"{tokens[0].value}" is not a whole number') from None
 
 
+def times(kind: Any, tokens: Sequence[Any]) -> float:
+    """A multiple, written "10x"; ValueError for anything else, also for a bare number, which could mean a rate."""
+    text = tokens[0].value
+    try:
+        if text[-1:] in ("x", "×"):
+            return float(text[:-1])
+    except ValueError:
+        pass
+    raise ValueError(f'"{text}" is not a multiple; write 10x for ten times') from None
+
+
 Whole = Annotated[int, Parameter(converter=whole)]

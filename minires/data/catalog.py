@@ -30,6 +30,7 @@ def open_dataset(
     image_size: int | None = None,
     download: bool = False,
     mode: str = "RGB",
+    hold_out: float = 0.0,
     transform: Callable[[np.ndarray], Any] | None = None,
 ) -> ImageDataset:
     """The training (or test) images of a data set: an `ImageDataset` with images, labels, classes, mean and std.
@@ -38,8 +39,8 @@ def open_dataset(
     as train/CLASS/*.jpg and test/CLASS/*.jpg (or val/). data_dir: where the files are: the folder that holds them, or
     the archive itself ("folder": .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip); by default minires' own folder of
     downloads. download: fetch what is missing into data_dir. image_size: height and width that images are resized to
-    (shorter side, then the middle); None: as they are (digits: 8). mode: "RGB" or "L", of a folder. transform: as
-    `ImageDataset` takes it.
+    (shorter side, then the middle); None: as they are (digits: 8). mode: "RGB" or "L", of a folder. hold_out: the share
+    of images that are test images in a folder without a split (CLASS/*.jpg). transform: as `ImageDataset` takes it.
 
     Images are decoded once, into a memory-mapped cache ($MINIRES_CACHE/data, else in the user's cache folder).
     Raises ValueError, FileNotFoundError, RuntimeError or OSError in one line: what is wrong and what to do.
@@ -56,7 +57,7 @@ def open_dataset(
     if name == "digits":
         return _digits(train, image_size or 8, transform)
     if name == "folder":
-        return _folder(where, train, image_size, mode, transform)
+        return _folder(where, train, image_size, mode, hold_out, transform)
     split = "train" if train else "test"
     if kind := _CIFAR.get(name):
         entry = open_cifar(kind, _find_cifar(kind, where, download), image_size)
@@ -72,12 +73,14 @@ def _digits(train: bool, size: int, transform: Any) -> ImageDataset:
     return ImageDataset(pixels, labels, tuple("0123456789"), name="digits", transform=transform)
 
 
-def _folder(where: Path | None, train: bool, size: int | None, mode: str, transform: Any) -> ImageDataset:
+def _folder(
+    where: Path | None, train: bool, size: int | None, mode: str, hold_out: float, transform: Any
+) -> ImageDataset:
     if where is None:
         raise ValueError("the data set 'folder' needs data_dir (--data-dir): a folder or an archive of images")
     if not where.exists():
         raise FileNotFoundError(f"there is no folder or archive {str(where)!r}; give another data_dir (--data-dir)")
-    entry = open_tree(where, size, mode)
+    entry = open_tree(where, size, mode, hold_out)
     split = "train" if train else "test" if "test" in entry.splits else "val"
     if split not in entry.splits:
         wanted = "train/CLASS/" if train else "test/CLASS/ or val/CLASS/"

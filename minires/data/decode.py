@@ -18,8 +18,8 @@ _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # and no others: Pillo
 def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Any:
     """The image file (its path, or its content with a `name` for messages) as a PIL image of `mode` (RGB or L).
 
-    Raises FileNotFoundError, and ValueError naming a file that is not an image, is cut off, or has more than 50
-    million pixels.
+    Raises FileNotFoundError, and ValueError naming a file that is not an image, is cut off, has more than 50 million
+    pixels, or more than 8 bits per channel.
     """
     from PIL import Image
 
@@ -29,6 +29,8 @@ def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "R
             width, height = image.size
             if width * height > LARGEST_IMAGE:
                 raise ValueError(f"{width}x{height} pixels are more than {LARGEST_IMAGE}")
+            if image.mode[0] in "IF":  # 16 bits and more: Pillow would cut off what is above 255
+                raise ValueError(f"its pixels ({image.mode}) have more than 8 bits per channel; save it with 8")
             return image.convert(mode)
     except FileNotFoundError:
         raise

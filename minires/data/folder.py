@@ -1,7 +1,7 @@
 """Folders and archives of image files, one folder per class, decoded once into the cache.
 
-train/CLASS/.../image and test/CLASS/.../image (or val/, valid/, validation/), or CLASS/.../image without a split. One
-folder around all of it does not matter.
+train/CLASS/.../image and test/CLASS/.../image (or val/, valid/, validation/), or CLASS/.../image without a split, of
+which a share may be held out as test images. One folder around all of it does not matter.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class _Plan:
     splits: dict[str, tuple[int, int]]
 
 
-def open_tree(source: str | Path, image_size: int | None = None, mode: str = "RGB") -> Entry:
+def open_tree(source: str | Path, image_size: int | None = None, mode: str = "RGB", hold_out: float = 0.0) -> Entry:
     """The images under a folder or in an archive, from the cache; decoded into it first where they are not there.
 
     image_size: resize the shorter side to it and crop the middle; None: all images must have one size already. mode:
-    "RGB" or "L". Raises FileNotFoundError and ValueError in one line naming the file that is wrong.
+    "RGB" or "L". hold_out: where there is no split, this share of each class's images is "test"; which ones, a hash of
+    their names decides. Raises FileNotFoundError and ValueError in one line naming the file that is wrong.
     """
     import PIL
 
@@ -51,10 +52,19 @@ def open_tree(source: str | Path, image_size: int | None = None, mode: str = "RG
         names, origin = None, file_hash(source)
     else:
         raise ValueError(f"{str(source)!r} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
-    key = {"files": origin, "image_size": image_size, "mode": mode, "decoder": _DECODER, "pillow": PIL.__version__}
+    key: dict[str, Any] = {
+        "files": origin,
+        "image_size": image_size,
+        "mode": mode,
+        "decoder": _DECODER,
+        "pillow": PIL.__version__,
+    }
+
+    if hold_out:
+        key["hold_out"] = hold_out
 
     def make(draft: Draft) -> Contents:
-        plan = _planned(source, [m.name for m in members(source)] if names is None else names)
+        plan = _planned(source, [m.name for m in members(source)] if names is None else names, hold_out)
         files = (
             ((m.name, m.read) for m in members(source))
             if names is None
@@ -87,7 +97,7 @@ def _hidden(name: str) -> bool:
     return any(part[0] == "." or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def _planned(source: Path, names: list[str]) -> _Plan:
+def _planned(source: Path, names: list[str], hold_out: float) -> _Plan:
     files = [(name, PurePosixPath(name).parts) for name in names if not _hidden(name)]
     deep = [parts for _, parts in files if len(parts) > 1 and _is_image(parts[-1])]
     around = 0  # folders around all of it
@@ -118,6 +128,8 @@ def _planned(source: Path, names: list[str]) -> _Plan:
         twice = sorted(name for *_, name in rows)
         name = next(a for a, b in itertools.pairwise(twice) if a == b)
         raise ValueError(f"{str(source)!r}: {name!r} is in the archive twice")
+    if hold_out and not split:
+        rows = _held_out(rows, hold_out)
     order = {"train": 0, "test": 1, "val": 2}
     rows.sort(key=lambda row: (order[row[0]], row[1], row[2]))
     classes = sorted({label for part, label, _ in rows if part == rows[0][0]})
@@ -130,6 +142,18 @@ def _planned(source: Path, names: list[str]) -> _Plan:
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([number[label] for _, label, _ in rows], np.int64)
     return _Plan({name: i for i, (*_, name) in enumerate(rows)}, labels, classes, splits)
+
+
+def _held_out(rows: list[tuple[str, str, str]], share: float) -> list[tuple[str, str, str]]:
+    """The rows (split, class, name), a share of each class moved to "test": at least one image, if two are there, and
+    all of them only for a share of 1."""
+    found = []
+    for label in dict.fromkeys(label for _, label, _ in rows):
+        names = [name for _, other, name in rows if other == label]
+        names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+        test = len(names) if share == 1 else min(max(1, round(share * len(names))), len(names) - 1)
+        found += [("test" if i < test else "train", label, name) for i, name in enumerate(names)]
+    return found
 
 
 def _check_empty(folder: Path, filled: set[tuple[str, ...]], parent: tuple[str, ...]) -> None:

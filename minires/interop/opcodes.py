@@ -19,6 +19,7 @@ from .refusal import Cursor
 
 MOST_OPCODES = 1 << 20  # read in about a second; enough for 20,000 tensors
 _LONGEST_INTEGER = 16  # bytes
+_LONGEST_KEY = 64  # letters
 _MOST_DIMENSIONS = 64  # NumPy's limit
 
 
@@ -232,11 +233,15 @@ class Interpreter:
     def storage(self) -> None:
         """('storage', class, key, device, elements[, view]); a view is None or (key, first element, elements)."""
         said = self.pop()
-        if type(said) is not tuple or not 5 <= len(said) <= 6 or said[0] != "storage" or type(said[1]) is not Name:
+        if type(said) is not tuple or not 5 <= len(said) <= 6 or [type(s) for s in said[:2]] != [str, Name]:
             self.refuse("a persistent id that is no storage")
-        _, dtype, key, _, numel, *view = said
+        word, dtype, key, _, numel, *view = said
+        if word != "storage":
+            self.refuse(f"a persistent id of a {word[:40]!r}, not of a storage")
         if dtype not in (*STORAGES, UNTYPED) or type(key) is not str or type(numel) is not int or numel < 0:
             self.refuse("a storage of what is no class, key and number of elements")
+        if len(key) > _LONGEST_KEY:
+            self.refuse(f"a storage whose key has {len(key)} letters")
         start, whole = 0, numel
         if view and view[0] is not None:
             if dtype == UNTYPED:

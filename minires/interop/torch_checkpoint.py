@@ -166,7 +166,8 @@ class _Stream(_Reader):
         cursor = self.cursor
         for what, expected in (("magic number", _MAGIC), ("protocol", _PROTOCOL)):
             at = cursor.at
-            if (said := self.unpickle(cursor)) != expected or type(said) is not int:
+            said = self.unpickle(cursor)
+            if type(said) is not int or said != expected:
                 cursor.refuse(f"the {what} is not {expected}", at)
         at = cursor.at
         system = self.unpickle(cursor)

@@ -239,7 +239,7 @@ def _depth(name: str, moments: list[Shares]) -> Finding:
         f"k^{power:.2f}, {'counted within layers' if preact else 'from the input'}: {ends[0]} at k = 1, {ends[1]} at "
         f"k = {k.max()}",
         bool(-0.65 < power < -0.35),
-        f"BN divides by the deviation of what comes in, and that grows like k^{grows:.2f} here"
+        f"BN divides by the size of what comes in; its root mean square grows like k^{grows:.2f} here"
         + (
             "."
             if preact

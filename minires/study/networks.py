@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import nn
-from ..data import datasets
+from ..data import datasets, open_dataset
 from ..engine import Tensor
-from ..models import ResNet, create_model
+from ..models import ResNet, create_model, get_weights, list_weights
+from ..models.weights import CIFAR10_CLASSES
 from ..nn import functional as F
 from ..optim import SGD
 from ..optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -34,6 +36,27 @@ def digits(image_size: int = 16) -> Digits:
     (images, labels), (test_images, test_labels) = (part.arrays for part in datasets.digits(image_size))
     mean, std = images.mean(), images.std()
     return Digits((images - mean) / std, labels, (test_images - mean) / std, test_labels)
+
+
+def published(weights: str, data: str, images: int) -> tuple[ResNet, np.ndarray, np.ndarray]:
+    """(network, images (N, 3, 32, 32), labels) of published CIFAR-10 weights.
+
+    weights: their name, or their file under its own name. data: "cifar10", or a folder or archive of its test images as
+    test/CLASS/*.png. images: how many of them, drawn at random. Raises ValueError or OSError in one line.
+    """
+    names = {known.filename: known for known in map(get_weights, list_weights())}
+    known = names.get(Path(weights).name) or get_weights(weights)
+    if known.dataset != "CIFAR-10":
+        raise ValueError(
+            f"weights={weights!r} were trained on {known.dataset}; take some of {list_weights('*cifar10*')}"
+        )
+    test = open_dataset("cifar10", None, False) if data == "cifar10" else open_dataset("folder", data, False)
+    if tuple(test.classes) != CIFAR10_CLASSES:
+        raise ValueError(f"data={data!r} has other classes than CIFAR-10: {', '.join(test.classes[:10])}")
+    some = np.random.default_rng(0).permutation(len(test))[:images]
+    scaled = (test.images[some] / np.float32(255) - np.array(known.mean, np.float32)) / np.array(known.std, np.float32)
+    model = create_model(known.model, weights=weights, **known.options)
+    return model, scaled.transpose(0, 3, 1, 2), test.labels[some]
 
 
 def network(name: str, seed: int, norm: bool = True) -> ResNet:

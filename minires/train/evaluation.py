@@ -1,14 +1,12 @@
-"""How good is what a run has trained: accuracy, loss, and which classes are taken for which.
+"""How good a network is: accuracy, loss, which classes are taken for which, and where it is most wrong.
 
-evaluate_run("runs/digits-...").top1
+evaluate_run("runs/digits-...").top1                                              on the run's test images
+evaluate_weights("resnet20.th", "resnet20", dataset="folder", data_dir="photos")  any weights on any images
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +17,38 @@ import numpy as np
 
 from minires.kernels.cpu.jit import set_num_threads  # pyright: ignore[reportMissingImports]
 
+from ..data import DataLoader, ImageDataset
 from ..device import CPU, array_module, to_device
 from ..device import device as as_device
+from ..engine import Tensor
 from ..interop import load
 from ..models import create_model
 from ..nn import Module
+from ..nn.module import StateDictError
 from ..ops import cross_entropy
-from ..serialization import write_atomically
 from ..state import no_grad
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
-from .images import make_loader, open_images
+from .images import make_loader, open_images, open_test
+from .pretrained import open_network, summary_of
+from .recipe import Recipe
 from .run_folder import recipe_of
 
 Weights = Literal["final", "best", "last", "ema"]
 _BATCH = 256  # images at once; results do not depend on it
+_WORST = 24  # mistakes that are listed and drawn
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was taken for another class. index: in the data set. sure: the probability of the class that it
+    was taken for. file: "" where it had none. image: (H, W, C) uint8, where there is a data set of them."""
+
+    index: int
+    label: str
+    taken_for: str
+    sure: float
+    file: str = ""
+    image: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -40,8 +56,8 @@ class Evaluation:
     """confusion: (K, K) int64, how many images of class i (row) were taken for class j (column).
 
     classes: the K names. loss: cross-entropy, nats per image, with the label smoothing of training. correct5: images
-    whose class is among the 5 largest outputs. weights: which ones of the run, and
-    file: where they were read.
+    whose class is among the 5 largest outputs. mistakes: the images that the network was most sure about and wrong,
+    worst first. weights: which ones of the run, and file: where they were read.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +66,7 @@ class Evaluation:
     correct5: int
     weights: str = ""
     file: str = ""
+    mistakes: tuple[Mistake, ...] = ()
 
     total = property(lambda self: int(self.confusion.sum()), doc="How many images.")
     correct = property(lambda self: int(np.trace(self.confusion)), doc="Images whose largest output is their class.")
@@ -62,10 +79,12 @@ class Evaluation:
         return [(name, int(row[i]), int(row.sum())) for i, (name, row) in enumerate(rows)]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it; without the confusion matrix."""
+        """As JSON can hold it."""
         counts = {"correct": self.correct, "total": self.total, "top1": self.top1, "top5": self.top5, "loss": self.loss}
         per_class = {name: {"correct": right, "total": n} for name, right, n in self.per_class()}
-        return {**counts, "weights": self.weights, "file": self.file, "per_class": per_class}
+        mistakes = [{name: getattr(m, name) for name in ("file", "label", "taken_for", "sure")} for m in self.mistakes]
+        what = {"per_class": per_class, "confusion": self.confusion.tolist(), "mistakes": mistakes}
+        return {**counts, "weights": self.weights, "file": self.file, **what}
 
 
 def evaluate_run(
@@ -88,7 +107,7 @@ def evaluate_run(
     device = as_device(recipe.device)
     array_module(device)  # raises where there is no such device
     where, state = _load(folder, weights, note)
-    summary = _summary(folder)
+    summary = summary_of(folder)
     if recipe.threads:
         set_num_threads(recipe.threads)
     images = open_images(recipe)
@@ -98,18 +117,63 @@ def evaluate_run(
         if summary and not np.allclose(summary[moment], getattr(images, moment), rtol=1e-4, atol=1e-6):
             now = list(getattr(images, moment))
             note(f"warning: the training images' {moment} is {now}, and was {summary[moment]} when the run was trained")
-    options: dict[str, Any] = {"stem": recipe.stem} if recipe.stem else {}
-    model = create_model(recipe.model, len(images.classes), images.channels, **options)
     try:
-        model.load_state_dict(state)
-    except ValueError as error:
+        model = create_model(recipe.model, len(images.classes), images.channels, weights=state)
+    except StateDictError as error:
         why = textwrap.shorten(str(error), 300, placeholder=" ...")  # the names of all weights, at worst
         raise ValueError(f"{where} does not fit the recipe: {why}") from error
     model.to(device)
     loader = make_loader(recipe, images, images.test, _BATCH, training=False)
     order = ([t.to(device) for t in batch] for batch in loader.iterate(0))
     found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
-    return dataclasses.replace(found, weights=weights, file=str(where))
+    return _from(found, images.test, weights, str(where))
+
+
+def evaluate_weights(
+    weights: str | Path,
+    model: str = "",
+    changes: Mapping[str, Any] | None = None,
+    on_note: Callable[[str], Any] | None = None,
+) -> Evaluation:
+    """Count the test images of a data set that weights get right; of a folder without a split, all images.
+
+    weights, model: as `open_network` takes them. changes: fields of `Recipe`: dataset (by default "folder"), data_dir,
+    image_size, mean, std, device, threads, workers. on_note: called with a line to be read. Raises ValueError or
+    OSError in one line, also where the weights have another number of classes.
+    """
+    note = on_note or (lambda text: None)
+    given = {"dataset": "folder", **(changes or {})}
+    moments: dict[str, Any] = {name: given.get(name, ()) for name in ("mean", "std")}
+    device = given.get("device", "cpu")
+    network = open_network(weights, model, **moments, image_size=given.get("image_size", 0), device=device, note=note)
+    given.update(mean=network.mean, std=network.std, image_size=network.image_size)
+    recipe = Recipe(**given)
+    if recipe.threads:
+        set_num_threads(recipe.threads)
+    test = open_test(recipe, network.resize)
+    if len(test.classes) != len(network.classes):
+        raise ValueError(
+            f"{network.source} tell {len(network.classes)} classes apart, and dataset={recipe.dataset!r} has "
+            f"{len(test.classes)} ({textwrap.shorten(', '.join(test.classes), 60, placeholder='...')})"
+        )
+    if test.images.shape[3] != network.channels:
+        raise ValueError(f"{network.source} are for images of {network.channels} channels, not {test.images.shape[3]}")
+    if network.named and network.classes != tuple(test.classes):
+        note(
+            f"warning: the weights' classes are {', '.join(network.classes)}; the images' are {', '.join(test.classes)}"
+        )
+    loader = DataLoader(test, _BATCH, num_workers=recipe.workers, workers=recipe.worker_kind)
+    order = ([t.to(device) for t in batch] for batch in loader)
+    return _from(evaluate_model(network.model, order, test.classes), test, "all", str(weights))
+
+
+def _from(found: Evaluation, test: ImageDataset, weights: str, file: str) -> Evaluation:
+    """With where the weights and the mistaken images came from."""
+    mistakes = tuple(
+        dataclasses.replace(m, file=test.paths[m.index] if test.paths else "", image=test.images[m.index])
+        for m in found.mistakes
+    )
+    return dataclasses.replace(found, weights=weights, file=file, mistakes=mistakes)
 
 
 @no_grad()
@@ -121,7 +185,7 @@ def evaluate_model(
     ValueError where there are no images, and where the outputs are not finite.
     """
     k, loss, correct5 = len(classes), 0.0, 0
-    confusion = np.zeros((k, k), np.int64)
+    confusion, mistakes = np.zeros((k, k), np.int64), []
     training = model.training
     model.eval()
     try:
@@ -134,49 +198,17 @@ def evaluate_model(
             own = np.take_along_axis(y, t[:, None], 1)
             before = (y > own) | ((y == own) & (np.arange(k) < t[:, None]))  # (N, K): what ranks before the label
             correct5 += int((before.sum(1) < 5).sum())
-            np.add.at(confusion, (t, y.argmax(1)), 1)
+            taken, first = y.argmax(1), int(confusion.sum())
+            sure = 1 / np.exp(y.astype(np.float64) - y.max(1, keepdims=True)).sum(1)  # softmax of the largest
+            for i in np.flatnonzero(taken != t).tolist():
+                mistakes.append(Mistake(first + i, classes[int(t[i])], classes[int(taken[i])], float(sure[i])))
+            mistakes = sorted(mistakes, key=lambda m: -m.sure)[:_WORST]
+            np.add.at(confusion, (t, taken), 1)
     finally:
         model.train(training)
     if not confusion.any():
         raise ValueError("there are no images to evaluate")
-    return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), correct5)
-
-
-def write_confusion(found: Evaluation, folder: Path) -> list[Path]:
-    """Write confusion.csv and, where matplotlib is installed, confusion.png; the files that were written."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["class / taken for", *found.classes])
-    table.writerows([name, *row] for name, row in zip(found.classes, found.confusion.tolist(), strict=True))
-    files = [folder / "confusion.csv", folder / "confusion.png"]
-    write_atomically(files[0], lambda beside: beside.write_bytes(text.getvalue().encode()))
-    return files if _draw(found, files[1]) else files[:1]
-
-
-def _draw(found: Evaluation, path: Path) -> bool:
-    """Shares of each class in grey, darker for more; numbers where they can be read."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    k = len(found.classes)
-    side = min(14.0, 2.5 + 0.45 * k)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
-    share = found.confusion / np.maximum(1, found.confusion.sum(1, keepdims=True))
-    axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
-    axes.set(
-        title=f"{found.correct} of {found.total} images right ({found.top1:.2%})", xlabel="taken for", ylabel="class"
-    )
-    if k <= 30:
-        axes.set_xticks(range(k), found.classes, rotation=90)
-        axes.set_yticks(range(k), found.classes)
-        for i, j in zip(*np.nonzero(found.confusion), strict=True):
-            shade = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, str(found.confusion[i, j]), ha="center", va="center", fontsize=8, color=shade)
-    write_atomically(path, lambda beside: canvas.print_png(beside))
-    return True
+    return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), correct5, mistakes=tuple(mistakes))
 
 
 def _load(folder: Path, weights: Weights, note: Callable[[str], Any]) -> tuple[Path, dict[str, Any]]:
@@ -201,7 +233,9 @@ def _load(folder: Path, weights: Weights, note: Callable[[str], Any]) -> tuple[P
     if weights == "ema" and not average:
         raise ValueError(f"{folder} has no running average: it was trained with ema = 0; try --weights last")
     part = "model/" if weights == "last" or not average else "ema/"
-    found = {name.removeprefix(part): array for name, array in checkpoint.arrays.items() if name.startswith(part)}
+    found = {
+        name.removeprefix(part): Tensor(array) for name, array in checkpoint.arrays.items() if name.startswith(part)
+    }
     found.pop("ema_updates", None)
     return path, found
 
@@ -216,17 +250,3 @@ def _newest(kept: Checkpoints, note: Callable[[str], Any]) -> tuple[Path, Checkp
             note(f"warning: {error}; looking for the one before")
             damaged = error
     raise damaged or FileNotFoundError(f"{kept.folder.parent} has no checkpoints; try --weights final")
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """What summary.json says, {} where the run has not ended."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"classes", "mean", "std"} <= found.keys():
-            raise ValueError("it lacks classes, mean or std")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it to evaluate without it") from error
-    return found

@@ -18,6 +18,7 @@ from ..data import DATASETS, DataLoader, ImageDataset, Subset, open_dataset
 from ..data.transforms import Augment, MixUp
 from .recipe import Recipe
 
+HOLD_OUT = 0.2  # of a folder of images without a split
 _SPLIT_SEED = 0  # the images held out of training are the same ones for every seed of a recipe
 _ONE_WAY = ("digits", "mnist")  # a mirrored 2 is not a 2
 
@@ -57,14 +58,14 @@ def open_images(recipe: Recipe) -> Images:
     if recipe.flip and name in _ONE_WAY:
         raise ValueError(f"flip=True does not suit {name}: a mirrored 2 is not a 2")
     train, test = (
-        open_dataset(name, where, part, image_size=recipe.image_size, download=recipe.download)
+        open_dataset(name, where, part, image_size=recipe.image_size, download=recipe.download, hold_out=HOLD_OUT)
         for part in (True, False)
     )
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"dataset={recipe.dataset!r}: {odd[0]!r} is a class of only one of train/ and test/")
     learn, judge = _split(recipe, len(train))
-    mean, std = train.statistics() if train.mean is None or train.std is None else (train.mean, train.std)
+    mean, std = _moments(recipe, train)
     image = None
     if recipe.normalize == "pixel_mean":
         image = train.images[learn].mean(0, dtype=np.float64) / 255
@@ -83,6 +84,42 @@ def open_images(recipe: Recipe) -> Images:
         return Images(learned, test, test, mean, std, image)
     held_out = Subset(train.with_transform(plain), judge)
     return Images(Subset(learned, learn), held_out, test, mean, std, image)
+
+
+def _moments(recipe: Recipe, train: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) per channel: the recipe's, or those of the training images."""
+    if recipe.mean:
+        if len(recipe.mean) != (channels := train.images.shape[3]):
+            raise ValueError(
+                f"dataset={recipe.dataset!r} has images of {channels} channels, and mean={recipe.mean} is for "
+                f"{len(recipe.mean)}: it, or the weights that it belongs to, are for other images"
+            )
+        return recipe.mean, recipe.std
+    return train.statistics() if train.mean is None or train.std is None else (train.mean, train.std)
+
+
+def open_test(recipe: Recipe, resize: int = 0) -> ImageDataset:
+    """The test images alone, normalised by the recipe's mean and std; of a folder without a split, all images.
+
+    resize: of the shorter side, before the middle is cropped to the recipe's image_size; by default the same. Raises
+    as `open_images` does.
+    """
+    name, where = _source(recipe)
+    size = max(resize, recipe.image_size)
+    test = open_dataset(name, where, False, image_size=size, download=recipe.download, hold_out=1.0)
+    return test.with_transform(_Middle(recipe.image_size, Augment(*_moments(recipe, test))))
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """The middle (size, size) of a batch of images (B, H, W, C), then another transform."""
+
+    size: int
+    then: Augment
+
+    def __call__(self, images: np.ndarray) -> Any:
+        top, left = (round((side - self.size) / 2) for side in images.shape[1:3])  # as transforms.CenterCrop
+        return self.then(images[:, top : top + self.size, left : left + self.size])
 
 
 def make_loader(recipe: Recipe, images: Images, data: Any, batch_size: int, training: bool) -> DataLoader:

@@ -27,21 +27,23 @@ from .. import dispatch
 from ..device import array_module
 from ..device import device as as_device
 from ..engine import Tensor
-from ..models import create_model
 from ..nn import Module
 from ..ops import cross_entropy
-from ..random import manual_seed
 from ..serialization import save
 from ..state import no_grad
 from . import state
+from .checkpoint import read_checkpoint
 from .curves import draw_curves
 from .images import make_loader, open_images
 from .interrupt import Interrupted, Signals
 from .metrics import Epoch, Mean, Step, Stopwatch, Summary
 from .optimizers import make_optimizer
+from .penalties import Penalty
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import make_schedule
+from .stages import Freezing
+from .start import new_model
 from .step import Diverged, TrainStep
 from .writers import open_writers, tensorboard_writer
 
@@ -66,7 +68,7 @@ def train(
     which names the op and the module where it began, when the loss or a gradient is NaN or infinite; `Interrupted`
     when SIGINT or SIGTERM came: the step is finished and saved then.
     """
-    run = Run(recipe)
+    run = _new_run(recipe)
     return run.go(on_step, on_epoch, on_note)
 
 
@@ -89,7 +91,7 @@ def resume(
     folder = RunFolder.existing(path, recipe.keep)
     try:
         checkpoint = folder.checkpoints.load(note)
-        run = Run(recipe, folder)
+        run = _new_run(recipe, folder)
         if checkpoint is None:
             note(f"{path} has no checkpoint yet: starting from the beginning")
         else:
@@ -100,6 +102,14 @@ def resume(
     folder.write_recipe(recipe)
     folder.summary_path.unlink(missing_ok=True)
     return run.go(on_step, on_epoch, on_note)
+
+
+def _new_run(recipe: Recipe, folder: RunFolder | None = None) -> Run:
+    if not recipe.probe:
+        return Run(recipe, folder)
+    from .probe import ProbeRun
+
+    return ProbeRun(recipe, folder)
 
 
 class Run:
@@ -123,30 +133,35 @@ class Run:
         self.loader = make_loader(recipe, images, images.train, recipe.batch_size, training=True)
         self.per_epoch = len(self.loader)
         self.total = recipe.steps or recipe.epochs * self.per_epoch
-        manual_seed(recipe.seed)
-        options: dict[str, Any] = {"checkpoint_blocks": True} if recipe.checkpoint_blocks else {}
-        options.update({"stem": recipe.stem} if recipe.stem else {})
-        self.model = create_model(recipe.model, len(images.classes), images.channels, **options)
+        self.model, self.start = new_model(recipe, images.classes, images.channels, folder and folder.path)
         self.model.to(self.device)
-        self.optimizer = make_optimizer(recipe, self.model)
+        self.freezing = Freezing(recipe, self.model)
+        self.optimizer = make_optimizer(recipe, self.model, self.start.taken if recipe.l2_sp else ())
         self.schedule = make_schedule(recipe, self.optimizer, self.total)
-        self.train_step = TrainStep(recipe, self.model, self.optimizer)
+        penalty = Penalty(self.model, self.start.taken, recipe.l1, recipe.l2_sp, recipe.decay_norm)
+        self.train_step = TrainStep(recipe, self.model, self.optimizer, penalty)
         self.ema = _make_ema(self.model, recipe.ema) if recipe.ema else None
         self.epoch, self.batch, self.step, self.recorded = 1, 0, 0, 0
         self.mean, self.watch, self.judged = Mean(), Stopwatch(), None
         self.best = (-1.0, 0)
         self.signals, self.saved = Signals(), -1
         self.on_step: Callable[[Step], Any] | None = None
+        self.said: Callable[[str], Any] = lambda text: None
         # last, so that a recipe that cannot be leaves no folder behind
         self.folder = folder or RunFolder.new(recipe)
+        if folder is None:
+            self.start.save(self.folder.path)
 
     def go(self, on_step: Any = None, on_epoch: Any = None, on_note: Any = None) -> Summary:
         """Train to the end, from where the run is. See `train`."""
-        note, self.on_step = on_note or (lambda text: None), on_step
+        note = self.said = on_note or (lambda text: None)
+        self.on_step = on_step
         tuning = dispatch.autotune() if self.recipe.autotune else contextlib.nullcontext()
         self.writers = open_writers(self.folder.path, tensorboard=self.recipe.tensorboard)
         try:
             self.writers.truncate_to(self.recorded)
+            for line in self.header():
+                note(line)
             with self.signals, tuning, np.errstate(all="ignore"):  # a NaN is reported in our words
                 while True:
                     self._rest_of_epoch()
@@ -154,7 +169,7 @@ class Run:
                         record = self._end_of_epoch()
                         if on_epoch is not None:
                             on_epoch(record)
-                    if self.step >= self.total:
+                    if self.step >= self.total or self._stale():
                         return self._finish(note)
         except _Stop:
             if self.saved != self.step:
@@ -176,10 +191,10 @@ class Run:
 
     def _rest_of_epoch(self) -> None:
         """The steps from here to the end of the epoch or of the run."""
-        if self.batch == self.per_epoch or self.step >= self.total:
+        if self.batch == self.per_epoch or self.step >= self.total or self._stale():
             return
         self._look_for_signals()
-        self.model.train()
+        self.freezing.train(self.epoch)
         self.watch.begin_epoch(self.batch == 0)
         if self.batch == 0:
             self.mean = Mean()
@@ -220,7 +235,7 @@ class Run:
         record = Epoch(
             epoch=self.epoch,
             step=self.step,
-            lr=self.schedule.lrs_at(self.step - 1)[0],
+            lr=max(self.schedule.lrs_at(self.step - 1)),
             train_loss=self.mean.loss,
             train_accuracy=self.mean.accuracy,
             test_loss=test.loss if test else None,
@@ -236,10 +251,15 @@ class Run:
         return record
 
     def _finish(self, note: Callable[[str], Any]) -> Summary:
-        """The last weights, judged on the test images; summary.json and curves.png."""
+        """The last weights, or the best ones, judged on the test images; summary.json and curves.png."""
         test, recipe, images = self.judged, self.recipe, self.images
+        if self._stale() and self.step < self.total:
+            note(f"stopped early: no better epoch on the held-out images in the last {recipe.patience}")
+        if recipe.final == "best":
+            self._restore_best()
+            note(f"the weights kept are those of the best epoch, of step {self.best[1]}")
         if test is None or recipe.recalibrate or recipe.val:
-            with self._weights_to_keep():
+            with self._weights_to_keep() if recipe.final == "last" else contextlib.nullcontext():
                 if recipe.recalibrate:
                     self._recalibrate()
                 test = self._evaluate(images.test)
@@ -254,7 +274,7 @@ class Run:
             test_loss=test.loss,
             test_images=test.images,
             train_images=len(images.train),
-            epochs=recipe.epochs,
+            epochs=math.ceil(self.step / self.per_epoch),
             steps=self.step,
             seconds=self.seconds,
             first_step_seconds=0.0 if math.isnan(self.watch.first) else self.watch.first,
@@ -286,10 +306,33 @@ class Run:
         self.folder.checkpoints.save(self.step, arrays, rest, best=self.best[1])
         self.saved = self.step
 
+    def header(self) -> list[str]:
+        """Lines on what pretrained weights the run begins with, and how they are trained; [] for new weights."""
+        if not self.recipe.weights:
+            return []
+        size, images = self.recipe.image_size, self.images
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+        counts = f"{len(images.train):,} to train on, {len(images.test):,} to test"
+        said = f"images: {counts}, {size}x{size}, normalised by mean {mean}, std {std}"
+        return [*self.start.said, said, *([] if self.recipe.probe else self.freezing.table())]
+
     @property
     def seconds(self) -> float:
         """Since the run began, without the time between a break and a resumption."""
         return self.seconds_before + time.perf_counter() - self.begun
+
+    def _stale(self) -> bool:
+        """Whether the run stops early: epochs were judged, and none of the last few was the best."""
+        epochs, rest = divmod(self.step, self.per_epoch)
+        judged = self.recorded == self.step and rest == 0 and epochs % self.recipe.eval_every == 0
+        return 0 < self.recipe.patience * self.per_epoch <= self.step - self.best[1] and judged
+
+    def _restore_best(self) -> None:
+        """Put the weights of the best epoch into the model: the running average, if there is one."""
+        arrays = read_checkpoint(self.folder.checkpoints.path(self.best[1])).arrays
+        part = "model/" if self.ema is None else "ema/"
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: arrays[part + name] for name in own})
 
     def _weights_to_keep(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, the model has the weights that are judged and saved: the running average, if there is one."""
@@ -302,6 +345,7 @@ class Run:
     def _recalibrate(self) -> None:
         from .recalibrate import recalibrate
 
+        self.freezing.train(self.epoch)  # frozen statistics stay
         order = self.loader.iterate(self.recipe.epochs)  # an epoch that was not trained on
         recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
 

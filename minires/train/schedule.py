@@ -11,7 +11,8 @@ def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRSchedul
     """The recipe's schedule over a run of so many steps: a function of the step, to be stepped after each."""
     warmup = round(recipe.warmup * steps)
     if recipe.schedule == "one_cycle":
-        return OneCycleLR(optimizer, recipe.lr, steps, pct_start=warmup / steps, cycle_momentum=False)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, peaks, steps, pct_start=warmup / steps, cycle_momentum=False)
     if recipe.schedule == "cosine":
         after: LRScheduler = CosineAnnealingLR(optimizer, max(1, steps - warmup))
     else:

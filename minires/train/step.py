@@ -12,6 +12,7 @@ from ..nn.utils import clip_grad_norm_
 from ..ops import cross_entropy, mul
 from ..optim import Optimizer
 from ..random import get_rng_state, set_rng_state
+from .penalties import Penalty
 from .recipe import Recipe
 
 
@@ -22,8 +23,8 @@ class Diverged(RuntimeError):
 class TrainStep:
     """`step(images, targets)` changes the model's weights; targets are classes (N,) or probabilities (N, K)."""
 
-    def __init__(self, recipe: Recipe, model: Module, optimizer: Optimizer):
-        self.recipe, self.model, self.optimizer = recipe, model, optimizer
+    def __init__(self, recipe: Recipe, model: Module, optimizer: Optimizer, penalty: Penalty | None = None):
+        self.recipe, self.model, self.optimizer, self.penalty = recipe, model, optimizer, penalty
 
     def __call__(self, number: int, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
         """The mean loss of the batch, and the model's outputs as arrays, one per part; both from before the step.
@@ -36,6 +37,8 @@ class TrainStep:
         loss, outputs = self._gradients(images, targets)
         wrong = "" if math.isfinite(loss) else f"the loss is {loss}"
         if not wrong:
+            if self.penalty is not None:
+                self.penalty.add_gradients()
             norm = float(clip_grad_norm_(self.model.parameters(), self.recipe.clip or math.inf).array)
             wrong = "" if math.isfinite(norm) else f"the norm of the gradient is {norm}"
         if wrong:

@@ -36,9 +36,20 @@ template <bool transposed> __forceinline__ void load_matrices(unsigned (&r)[4], 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 template <class S> __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+// TF32, 8 deep: of the bits of a float, those of 10 digits after the point count.
+template <> __forceinline__ void mma<float>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  MINIRES_MMA("m16n8k8", "tf32");
+}
 template <> __forceinline__ void mma<fp16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   MINIRES_MMA("m16n8k16", "f16");
 }
 template <> __forceinline__ void mma<bf16>(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   MINIRES_MMA("m16n8k16", "bf16");
+}
+
+// x rounded to TF32, to nearest, ties away from zero.
+__forceinline__ unsigned tf32(float x) {
+  unsigned y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
 }

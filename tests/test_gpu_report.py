@@ -1,0 +1,138 @@
+"""The report for a machine with a GPU, as far as it goes without one: its units, its budget, its resumption."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_report import Report, Unit, go, in_process, main, units
+
+WHERE = {"commit": "abc", "gpu": "none"}
+UNITS = [Unit("a", "one", 10), Unit("a", "two", 10), Unit("b", "one", 100)]
+
+
+class Clock:
+    """Time that passes only when a unit runs."""
+
+    def __init__(self, each):
+        self.now, self.each, self.ran = 0.0, each, []
+
+    def __call__(self):
+        return self.now
+
+    def execute(self, unit, seconds):
+        self.ran.append(unit.name)
+        self.now += self.each
+        return unit.name != "a/two", [{"rows_of": unit.name}], "" if unit.name != "a/two" else "exit code 1: it broke"
+
+
+def test_it_goes_on_with_what_is_missing(tmp_path, capsys):
+    path, clock = tmp_path / "deep" / "report.jsonl", Clock(1)
+    assert go(Report(path, WHERE), UNITS, 100, clock.execute, clock) == 1
+    assert clock.ran == ["a/one", "a/two", "b/one"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["unit"], line["ok"], line["gpu"]) for line in lines] == [
+        ("a/one", True, "none"),
+        ("a/two", False, "none"),
+        ("b/one", True, "none"),
+    ]
+    assert lines[1]["error"] == "exit code 1: it broke" and lines[0]["rows"] == [{"rows_of": "a/one"}]
+    again = Clock(1)
+    go(Report(path, WHERE), UNITS, 100, again.execute, again)
+    assert again.ran == ["a/two"], "what failed is tried again, what is done is not"
+    other = Clock(1)
+    go(Report(path, WHERE | {"commit": "def"}), UNITS, 100, other.execute, other)
+    assert len(other.ran) == 3, "another commit starts afresh"
+    assert "a/two: FAILED, exit code 1: it broke" in capsys.readouterr().out
+
+
+def test_the_budget_is_kept(tmp_path):
+    clock = Clock(12)
+    go(Report(tmp_path / "r.jsonl", WHERE), UNITS, 21, clock.execute, clock)
+    assert clock.ran == ["a/one", "a/two"], "9 seconds are too few for a unit of 100"
+
+
+def test_a_unit_that_fails_or_hangs_is_one_line(monkeypatch):
+    ok, rows, error = in_process(Unit("no_such_section", "x", 60), 60)
+    assert not ok and rows == [] and error.startswith("exit code") and "\n" not in error
+    monkeypatch.setattr(sys, "executable", sys.executable)
+    ok, rows, error = in_process(Unit("check", "relu_fprop:relu_fprop_cuda", 60), 0.01)
+    assert not ok and error.startswith("exit code 124: stopped after 0 s")
+
+
+def test_the_units_are_there(capsys):
+    names = [unit.name for unit in units()]
+    assert len(names) == len(set(names)) > 100
+    assert main(["--dry-run"]) == 0
+    assert "conformance/conv2d_fprop:fprop_tensor" in capsys.readouterr().out
+    first = {name.partition("/")[0]: i for i, name in reversed(list(enumerate(names)))}
+    assert sorted(first, key=first.__getitem__) == ["conformance", "check", "layers", "training", "end_to_end"]
+
+
+def test_without_a_gpu_it_says_so():
+    root = Path(__file__).parent.parent
+    import minires
+
+    if minires.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_report"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu_report: device cuda:0 needs ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
+    """The inputs of a layer, made small, through our kernels and back: shapes, layouts and parameters fit."""
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+    from device_double import install
+    from minires.kernels.cuda import compile as compiler
+
+    from benchmarks import gpu_units
+
+    try:
+        compiler.supported_archs()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    install(monkeypatch)
+    cupy = importlib.import_module("cupy")
+    monkeypatch.setitem(gpu_units.RESNET50, "same56", (8, 5, 16, 3, 2))
+    monkeypatch.setitem(gpu_units.BATCH, "same56", 2)
+    monkeypatch.setattr(gpu_units, "on_gpu", lambda xp, calls, seconds: {n: gpu_units.timing([1.0]) for n in calls})
+    monkeypatch.setattr(gpu_units, "cudnn_conv", lambda *a: ({}, "not here"))
+    cupy.random = type("random", (), {"default_rng": staticmethod(_Generator)})
+    rows = list(gpu_units.layers(f"same56:{direction}:{dtype}"))
+    assert {row["kernel"] for row in rows} == (
+        {f"{direction}_{name}" for name in ("implicit", "vectorised", "tf32", "3xtf32")}
+        if dtype == "float32"
+        else {f"{direction}_implicit", f"{direction}_tensor"}
+    )
+    for row in rows:
+        assert "wrong_by" not in row and row["tflop_per_s"] == 0
+        assert row["relative_difference"] < (1e-2 if row["kernel"].endswith("_tf32") or dtype == "bfloat16" else 1e-5)
+
+
+class _Generator:
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+
+    def standard_normal(self, shape, dtype):
+        from device_double import _wrap
+
+        return _wrap(self.rng.standard_normal(shape, dtype))
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_cudnn_graphs_validate(direction):
+    """Where cuDNN is installed; it needs no GPU for that."""
+    cudnn = pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
+    from benchmarks.cudnn_peer import build_graph
+
+    shapes = {"x": (32, 64, 56, 56), "w": (64, 64, 3, 3), "y": (32, 64, 56, 56)}
+    geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    graph, tensors = build_graph(cudnn, direction, "bfloat16", shapes, geometry, None)
+    assert graph is not None and set(tensors) == {"x", "w", "y"}
