@@ -4,8 +4,9 @@ Batch normalisation, the addition of the skip and the ReLU each read and write a
 x (and the residual) and write y once. One Function does it, `BatchNorm` in batch_norm.py, where its backward is
 derived. In inference batch normalisation is a part of the convolution's weights and bias (`nn.fuse_for_inference`), and
 bias, skip and ReLU follow the convolution while its output is in the cache: `ConvBiasAct`, of which y is saved beside x
-and w, since with g = dy where y > 0 (all of dy without ReLU) its gradients are those of the convolution for g, the sum
-of g for the bias, and g for the residual.
+and w; with g = dy where y > 0 (all of dy without ReLU):
+
+    conv_bias_act    y = relu(conv2d(x, w) + b + z)    dx = dgrad of g    dw = wgrad of g    db = sum of g    dz = g
 
 The readable line is each function's first line, and what the tests hold it to.
 """
