@@ -86,7 +86,7 @@ def evaluate(
     of_run: Any = weights
     if run is None:
         if weights == "final":
-            raise ValueError("say what to evaluate: a run folder, or --weights FILE --model NAME --data-dir DIR")
+            raise ValueError("say what to evaluate: RUN (a run folder), or --weights FILE --model NAME --data-dir DIR")
         if (Path(weights) / "recipe.toml").is_file() and not model:
             run, of_run = weights, "final"
     elif model:
