@@ -1,5 +1,7 @@
 """`minires study exercise`: what it says to a template, to right solutions and to typical wrong ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -203,7 +205,18 @@ def test_how_much_a_wrong_value_is_off_is_said(tmp_path, capsys):
     path = write(tmp_path / "mine.py", WRONG["relu passes at the kink"][2])
     main(["study", "exercise", "relu", "--file", str(path)])
     said = capsys.readouterr().out
+    tutorial = (Path(__file__).parent.parent / "docs/tutorial.md").read_text(encoding="utf-8")
+    shown = [line.strip() for line in tutorial.splitlines() if "first failure" in line or "instead of" in line]
+    assert [line for line in shown if line.startswith(("The first failure", "wrong value"))] == [
+        line.strip() for line in said.splitlines() if line.strip().startswith(("The first failure", "wrong value:"))
+    ]
     assert "instead of 0.0 at" in said and "allowed" in said and "It was called with dy (" in said
+
+
+def test_wrong_outputs_are_named(tmp_path, capsys):
+    path = write(tmp_path / "mine.py", RIGHT["batch_norm"].replace("dgamma, dbeta\n    ", "dgamma, 2 * dbeta\n    "))
+    assert main(["study", "exercise", "batch_norm", "--file", str(path)]) == 1
+    assert "  wrong value: dbeta: " in capsys.readouterr().out
 
 
 def test_where_an_exception_came_from_is_said(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,8 @@ _MEANS = {
     "raised": "Your function stopped with an exception.",
     "shape": "A gradient has the shape of what it is the gradient of.",
     "dtype": "Float32 in, float32 out: something turned the numbers into another type.",
-    "wrong value": "One eps is the dtype's rounding error. As many as are allowed may be rounding; this is more.",
+    "wrong value": "One eps is the dtype's rounding error; more of them than allowed is no rounding. (inf: no rounding "
+    "is due here at all, the number must be exact.)",
     "input changed": "Never write into an argument: others may still need it. Make a new array.",
     "not deterministic": "The same call twice must give the same bits.",
     "stale output": "Something is kept from one call to the next. Make a new array in each call.",
@@ -70,8 +72,8 @@ def exercise(name: str | None = None, /, *, file: Path | None = None, hint: int 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(chosen.template, encoding="utf-8")
         again = f"minires study exercise {name}" + ("" if file == FOLDER / f"{name}.py" else f" --file {file}")
-        print(f"{name}: {chosen.task}\n\nThe task is in {file}. Next:")
-        print(f"  1. open the file, read its first lines, and write {_names(chosen)} instead of the `raise`")
+        print(f"{chosen.task}\n\nThe task is in {file}. Next:")
+        print(f"  1. open it, read the task at its head, and write the body of {_names(chosen)} in place of `raise`")
         print(f"  2. {again}   grades it, as often as you like")
         print(f"  3. minires study exercise {name} --hint 1   helps a little; 2 and 3 help more")
         return 0
@@ -95,15 +97,18 @@ def _grade(chosen: Exercise, file: Path) -> int:
     verdicts = []
     for function, problem in problems(chosen.name).items():
         print(f"{chosen.name}, {function}:")
-        verdicts.append(_grade_one(written[function], problem, file))
+        verdicts.append(_grade_one(chosen, written[function], problem, file))
     if not all(verdicts):
-        print(f"\nA hint: minires study exercise {chosen.name} --hint 1")
+        print(f"\nA hint: minires study exercise {chosen.name} --hint 1 (there are {len(chosen.hints)})")
         return 1
-    print(f"\nAll right: {file} passes what our own kernels pass. Ours, to compare: {op_page(chosen.op).where}")
+    print(
+        f"\nAll right: {file} passes the checks that our own kernels have to pass.\n"
+        f"Ours, to compare: {op_page(chosen.op).where}"
+    )
     return 0
 
 
-def _grade_one(function: Callable, problem: Problem, file: Path) -> bool:
+def _grade_one(chosen: Exercise, function: Callable, problem: Problem, file: Path) -> bool:
     """Print a line for each case and the first failure in detail; whether all are right."""
     graded = [(case, grade(function, problem, case)) for case in problem.cases]
     first = next((r for _, found in graded for r in found if not r.ok), None)
@@ -116,10 +121,13 @@ def _grade_one(function: Callable, problem: Problem, file: Path) -> bool:
         seen = f"right ({len(found)} checks)" if last.ok else f"{last.failure} ({last.dtype}, {last.layout})"
         print(f"  {case.name:<{width}}  {seen}")
     right = sum(found[-1].ok for _, found in graded)
-    print(f"  {right} of {len(graded)} cases right")
+    print(
+        f"  {right} of {len(graded)} cases right; each is tried in float64 and float32, contiguous and in other strides"
+    )
     if first is not None:
         print(f"\nThe first failure, case {first.case.name} in {first.dtype}, {first.layout}:")
-        print(f"  {first.failure}: {first.detail}{_line(function, first, file)}")
+        detail = re.sub(r"\boutput (\d+)", lambda output: chosen.gradients[int(output[1])], first.detail)
+        print(f"  {first.failure}: {detail}{_line(function, first, file)}")
         print(f"  {_MEANS[first.failure]}")
         trial = Trial(problem, first.case, first.dtype)
         shapes = [f"{key} {a.shape}" for key, a in trial.arrays.items()]
@@ -238,8 +246,8 @@ def _ungrouped(params: dict[str, Any]) -> bool:
 
 
 def _trained_alone(params: dict[str, Any]) -> bool:
-    """Without the means far from 0, too: the derivation through variance and mean, as on most blackboards, is right, but
-    adds a sum over x - mean that is 0 only as far as the given mean is exact."""
+    """Without means far from 0, too: the blackboard's derivation through variance and mean is right, but adds a sum
+    over x - mean that is 0 only as far as the given mean is exact."""
     return params["training"] and not (params["relu"] or params["z"] or params["offset"])
 
 

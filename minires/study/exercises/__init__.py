@@ -1,4 +1,4 @@
-"""Exercises: write an op's backward yourself, and have it graded.
+"""Write an op's backward yourself, and have it graded by the checks that our own kernels must pass.
 
 Each module here is a page to fill in: its docstring is the task, its functions raise "write me". The command
 `minires study exercise NAME` copies it to a file of the learner's, and from then on grades that file with the checks
@@ -22,12 +22,13 @@ from ...ops.pooling import MaxPool2d
 @dataclass(frozen=True)
 class Exercise:
     """name: also its module's. functions: what the learner writes. op: ours, to compare with afterwards. hints: from a
-    nudge to nearly the answer."""
+    nudge to nearly the answer. gradients: the names of the outputs, where a function has several."""
 
     name: str
     functions: tuple[str, ...]
     op: type[Function]
     hints: tuple[str, ...]
+    gradients: tuple[str, ...] = ()
 
     @property
     def template(self) -> str:
@@ -69,6 +70,7 @@ EXERCISES = {
                 "missing axes, then .sum(axis=..., keepdims=True) over the axes where shape has 1. It does no harm "
                 "to sum an axis of length 1.",
             ),
+            ("da", "db"),
         ),
         Exercise(
             "batch_norm",
@@ -83,6 +85,7 @@ EXERCISES = {
                 "dx = gamma * inv_std * (dy - A - x_hat * B), where A is the mean of dy over N, H, W, and B the "
                 "mean of dy * x_hat. You have both sums already: they are dbeta and dgamma.",
             ),
+            ("dx", "dgamma", "dbeta"),
         ),
         Exercise(
             "conv2d",
