@@ -85,7 +85,7 @@ def relu_of_arrays(x):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("minires: relu_fprop", "minires: nothing", "no problem is named 'nothing'; known: add_fprop"),
+        ("minires: relu_fprop", "minires: nothing", "no problem is named 'nothing'; known: accumulate"),
         ("/* minires: relu_fprop", "/*", "does not say what it computes: begin it with /* minires: PROBLEM"),
         ('extern "C"', "", 'has no kernel: declare one as extern "C" __global__ void NAME'),
         ("return y\n", "return y y\n", "the launch in its header is no Python: invalid syntax"),

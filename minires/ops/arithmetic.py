@@ -112,14 +112,6 @@ class PowNumber(Function):
         return dy * 0 if p == 0 else dy * (p * x ** (p - 1)).astype(x.dtype, copy=False)
 
 
-def accumulate(total: Any, share: Any) -> Any:
-    """The array total + share, written into `total` where that can be: how the engine sums gradients."""
-    if not total.ndim:  # NumPy's 0-d results are scalars
-        return total + share
-    run("accumulate", total, share)
-    return total
-
-
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """input + alpha * other."""
     if alpha != 1:

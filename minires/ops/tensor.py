@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import engine
 from ..device import is_cuda_array
+from ..dispatch import run
 from ..engine import Tensor
 from . import arithmetic, axes, choice, extremes, indexing, pointwise, reduce, shape
 from .activation import relu, sigmoid, tanh
@@ -87,4 +88,14 @@ for _family in reversed(Methods.__mro__[:-1]):
     for _name, _value in vars(_family).items():
         if builtins.callable(_value) or isinstance(_value, property):
             setattr(Tensor, _name, _value)
-engine.accumulate = arithmetic.accumulate
+
+
+def _accumulate(total: Any, share: Any) -> Any:
+    """The array total + share, written into `total` where that can be: how the engine sums gradients."""
+    if not total.ndim:  # NumPy's 0-d results are scalars
+        return total + share
+    run("accumulate", total, share)
+    return total
+
+
+engine.accumulate = _accumulate
