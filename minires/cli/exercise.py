@@ -174,7 +174,8 @@ def load(file: Path, functions: tuple[str, ...]) -> dict[str, Callable]:
         code: CodeType = compile(file.read_bytes(), str(file), "exec")
         exec(code, module.__dict__)
     except SyntaxError as error:
-        raise ImportError(f"{file}, line {error.lineno}: {error.msg}") from error
+        where = f"{file}, line {error.lineno}" if error.lineno else str(file)  # none in a file that is no text
+        raise ImportError(f"{where}: {error.msg}") from error
     except OSError:
         raise
     except (Exception, SystemExit) as error:  # whatever the file raises is what is wrong with it
