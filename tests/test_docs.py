@@ -1,5 +1,6 @@
 """What the documents say is true: Python blocks run, paths and commands exist, public names are explained."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -16,6 +17,7 @@ from minires import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md", "kernels/interpreter/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     pytest.param(page, match, id=f"{page.relative_to(ROOT)}:{page.read_text()[: match.start()].count(chr(10)) + 1}")
@@ -45,6 +47,16 @@ def test_there_are_blocks():
     assert {param.values[0] for param in BLOCKS} == set(PAGES)
 
 
+def test_translations_have_the_same_code_and_figures():
+    english, chinese = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("tutorial.md", "tutorial.zh.md")
+    )
+    codes = [[ast.dump(ast.parse(block[1])) for block in FENCE.finditer(text)] for text in (english, chinese)]
+    assert codes[0] == codes[1]
+    figures = [re.findall(r"(?<![\w.])[+-]?\d[\d,]*\.\d+(?:e[+-]\d+)?", text) for text in (english, chinese)]
+    assert sorted(figures[0]) == sorted(figures[1])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_exist(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -54,12 +66,11 @@ def test_paths_exist(page):
 
 
 def test_commands_exist(capsys):
-    commands = re.findall(
-        r"^ {4}minires ([a-z]+)((?: [a-z]+)?)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M
-    )
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent in (ROOT, ROOT / "docs"))
+    commands = set(re.findall(r"^ {4}minires ([a-z]+)((?: [a-z]+)?)", text, re.M))
     assert {name for name, _ in commands} >= {"train", "info", "kernels"}
     for name, sub in commands:
-        assert cli.main([name, *(sub.split() if name == "kernels" else ()), "--help"]) == 0
+        assert cli.main([name, *(sub.split() if name in ("kernels", "study") else ()), "--help"]) == 0
     capsys.readouterr()
 
 

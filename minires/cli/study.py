@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from .. import study
+from ..study import exercises
 from .values import Whole, whole
 
 RUNS = Path("runs/study")
@@ -31,9 +32,10 @@ app.default_parameter = Parameter(consume_multiple=True, negative=())
 def list_experiments() -> None:
     """List the experiments: their names and their questions."""
     known = {**study.EXPERIMENTS, "trace": study.trace}
-    width = max(map(len, known))
-    for name, experiment in known.items():
-        print(f"{name:<{width}}  {_first_line(sys.modules[experiment.__module__])}")
+    pages = {name: sys.modules[experiment.__module__] for name, experiment in known.items()} | {"exercise": exercises}
+    width = max(map(len, pages))
+    for name, page in pages.items():
+        print(f"{name:<{width}}  {_first_line(page)}")
 
 
 @app.command(name="all", sort_key=1)
@@ -112,3 +114,4 @@ def _first_line(module: Any) -> str:
 for _place, (_name, _experiment) in enumerate(study.EXPERIMENTS.items(), 2):
     app.command(command_of(_experiment), name=_name, sort_key=_place)
 app.command(command_of(study.trace), name="trace", sort_key=len(study.EXPERIMENTS) + 2)
+app.command("minires.cli.exercise:exercise", name="exercise", sort_key=len(study.EXPERIMENTS) + 3)
