@@ -87,7 +87,7 @@ def test_memory(tmp_path):
 def test_peers_compute_the_same(tmp_path):
     pytest.importorskip("torch")
     output = tmp_path / "networks.csv"
-    small = ("--only", "resnet20,resnet50", "--precision", "fp32", "--batch", 4, "--size", 32)
+    small = ("--only", "resnet20,resnet50", "--precision", "fp32", "--batch", 8, "--size", 64)
     peers = ("--peers", "torch,torch_channels_last,onnxruntime,openvino", "--seconds", 0, "--least", 1)
     done = _run("networks", *small, *peers, "--output", output)
     assert done.returncode == 0, done.stderr

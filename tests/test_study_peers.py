@@ -48,7 +48,9 @@ def test_gradients_are_torchs(name, monkeypatch):
 
     for block in blocks_of(theirs).values():
         block.register_forward_hook(keep)
-    found, loss = profile(ours, images, labels, name), backward(theirs, images, labels)
+    with minires.exact():  # a ReLU input almost 0, rounded otherwise, would change the gradient of so small a batch
+        found = profile(ours, images, labels, name)
+    loss = backward(theirs, images, labels)
     assert found.loss == pytest.approx(loss, rel=TOLERANCE)
     expected = [outputs[b].grad.norm().item() for b in blocks_of(theirs).values()]
     np.testing.assert_allclose(found.gradient, expected, rtol=TOLERANCE)
