@@ -199,7 +199,7 @@ def test_numbers_for_people_and_for_json():
 def test_every_experiment_is_listed_with_its_question(capsys):
     assert main(["study", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*study.EXPERIMENTS, "trace"]
+    assert [line.split()[0] for line in lines] == [*study.EXPERIMENTS, "trace", "exercise"]
     assert all(len(line) <= 120 and line.endswith((".", "?")) for line in lines)
 
 
