@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,11 @@ class Problem:
     wide: tuple[str, ...] = ()
     output_dtypes: Callable[..., tuple[str, ...]] | None = None
 
+    @functools.cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arrays, and of the parameters after them."""
+        return tuple(inspect.signature(self.reference).parameters)
+
 
 def computed_in(dtype: str) -> str:
     """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
@@ -96,7 +102,10 @@ class Kernel:
     def takes(self, *arrays, **params) -> bool:
         """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
         known = "any" in self.dtypes or all(
-            _name(a.dtype) in self.dtypes for a in arrays if a is not None and a.dtype.kind in "fcV"
+            _name(a.dtype) in self.dtypes
+            or (name in self.problem.wide and _name(a.dtype) == computed_in(self.dtypes[0]))
+            for name, a in zip(self.problem.arguments, arrays, strict=False)
+            if a is not None and a.dtype.kind in "fcV"
         )
         return known and self.supports(*arrays, **params)
 
