@@ -1,5 +1,5 @@
-"""The last rungs of the convolution's ladder with one thing wrong in their source: the interpreter must catch it, or the
-check of what comes out."""
+"""The last rungs of the convolution's ladder with one thing wrong in their source: the interpreter must catch it, or
+the check of what comes out."""
 
 from pathlib import Path
 
