@@ -94,11 +94,17 @@ class Kernel:
         return self.fn(*arrays, **params)
 
     def takes(self, *arrays, **params) -> bool:
-        """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
-        known = "any" in self.dtypes or all(
-            _name(a.dtype) in self.dtypes for a in arrays if a is not None and a.dtype.kind in "fcV"
-        )
-        return known and self.supports(*arrays, **params)
+        """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees.
+
+        Where the problem has `wide` arguments, float32 beside a dtype of 16 bits is known to who knows that one.
+        """
+        if "any" not in self.dtypes:
+            names = {_name(a.dtype) for a in arrays if a is not None and a.dtype.kind in "fcV"}
+            if self.problem.wide and names & set(HALVES):
+                names.discard("float32")
+            if not names <= set(self.dtypes):
+                return False
+        return self.supports(*arrays, **params)
 
     def rank_for(self, *arrays, **params) -> float:
         """How strongly dispatch wants this kernel for these inputs: its own `rank`, else its step of the ladder."""
