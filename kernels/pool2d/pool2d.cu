@@ -97,7 +97,9 @@ extern "C" __global__ void __launch_bounds__(256) avgpool_bwd(const T* dy, T* dx
     windows(h, z.u, z.a, z.R, z.P, &p0, &p1);
     windows(w, z.v, z.b, z.S, z.Q, &q0, &q1);
     real sum = 0;
+#pragma unroll 1  // NVRTC 12.9 runs out of registers on sm_120 otherwise
     for (int p = p0; p <= p1; p++)
+#pragma unroll 1
       for (int q = q0; q <= q1; q++)
         sum += wide(image[(size_t)(p * z.Q + q) * z.C]) / divisor(z, p, q, with_padding);
     dx[i] = narrow<T>(sum);
