@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as _np
 
 from . import ops as _ops
+from .autocast import autocast, get_autocast_dtype, is_autocast_enabled
 from .capture import ablate, capture, patch
 from .creation import (
     arange,
@@ -65,6 +66,7 @@ __all__ = [
     "ablate",
     "arange",
     "as_tensor",
+    "autocast",
     "autotune",
     "bool",
     "capture",
@@ -81,12 +83,14 @@ __all__ = [
     "from_numpy",
     "full",
     "full_like",
+    "get_autocast_dtype",
     "get_rng_state",
     "gradcheck",
     "half",
     "int",
     "int32",
     "int64",
+    "is_autocast_enabled",
     "is_grad_enabled",
     "linspace",
     "long",
