@@ -18,6 +18,7 @@ import numpy as np
 
 TEST = frozenset({"test"})
 BENCH = frozenset({"bench"})
+HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class Problem:
     writes: names of arguments that kernels overwrite in place (optimizer steps). Such a problem's outputs are these
         arguments after the call.
     exact_dtype: False where an output's dtype is its own matter (indices).
+    wide: names of arguments that are float32 where the others have 16 bits: parameters, statistics.
+    output_dtypes(dtype, **params) -> for each output the name of its dtype, where that is not always the inputs' own.
     """
 
     name: str
@@ -56,6 +59,13 @@ class Problem:
     error_scale: Callable[..., Any]
     writes: tuple[str, ...] = ()
     exact_dtype: bool = True
+    wide: tuple[str, ...] = ()
+    output_dtypes: Callable[..., tuple[str, ...]] | None = None
+
+
+def computed_in(dtype: str) -> str:
+    """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
+    return "float32" if dtype in HALVES else dtype
 
 
 def always(*arrays, **params) -> bool:

@@ -4,8 +4,9 @@ import minires.kernels  # noqa: F401  (registers)
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.checking import DTYPES, HALVES, Trial, check_case, dtypes_of
+from minires.kernels.checking import DTYPES, Trial, check_case, dtypes_of
 from minires.kernels.cpu.jit import get_num_threads, set_num_threads
+from minires.kernels.registry import HALVES
 
 TRIALS = {
     problem.name: [
