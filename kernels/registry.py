@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,12 @@ class Problem:
     wide: tuple[str, ...] = ()
     output_dtypes: Callable[..., tuple[str, ...]] | None = None
 
+    @functools.cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arrays, in order."""
+        parameters = inspect.signature(self.reference).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
 
 def computed_in(dtype: str) -> str:
     """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
@@ -95,10 +102,14 @@ class Kernel:
 
     def takes(self, *arrays, **params) -> bool:
         """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
-        known = "any" in self.dtypes or all(
-            _name(a.dtype) in self.dtypes for a in arrays if a is not None and a.dtype.kind in "fcV"
-        )
+        known = "any" in self.dtypes or all(map(self._knows, self.problem.arguments, arrays))
         return known and self.supports(*arrays, **params)
+
+    def _knows(self, argument: str, a: Any) -> bool:
+        """Whether it takes the dtype of an argument: one that it names, or float32 for what is wide beside 16 bits."""
+        if a is None or a.dtype.kind not in "fcV" or _name(a.dtype) in self.dtypes:
+            return True
+        return argument in self.problem.wide and _name(a.dtype) in map(computed_in, self.dtypes)
 
     def rank_for(self, *arrays, **params) -> float:
         """How strongly dispatch wants this kernel for these inputs: its own `rank`, else its step of the ladder."""

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .memory import is_float
-from .registry import Kernel, Problem, kernel, kernels
-
-HALVES = ("bfloat16", "float16")
+from .registry import HALVES, Kernel, Problem, kernel, kernels
 
 
 def is_half(a: Any) -> bool:
     """Whether an array holds bfloat16 or float16."""
-    return a is not None and a.dtype.itemsize == 2 and is_float(a.dtype)
+    return a is not None and a.dtype.name in HALVES
 
 
 def widened(
@@ -34,13 +31,12 @@ def widened(
 ) -> None:
     """Register, for 16-bit inputs, the best float32 kernel of the problem.
 
-    like: for every output, the argument whose dtype it gets; the first of them is 16 bits wide, others may be float32.
+    like: for every output, the argument whose dtype it gets.
     exact: False for the best one that is not exact (Winograd), where that is the best of all; error_scale: then its.
     """
 
     def supports(*arrays: Any, **params: Any) -> bool:
-        wide = [a if a is None else _Shape(a) for a in arrays]
-        return is_half(arrays[like[0]]) and (exact or not _best(problem, device, wide, params, False).exact)
+        return exact or not _best(problem, device, [a if a is None else _Shape(a) for a in arrays], params, False).exact
 
     @functools.wraps(problem.reference)  # a kernel has the signature of the definition
     def compute(*arrays: Any, **params: Any) -> Any:
@@ -59,7 +55,7 @@ def widened(
         step=step,
         note="widened, the best float32 kernel" + ("" if exact else " (Winograd)") + ", rounded once",
         supports=supports,
-        dtypes=(*HALVES, "float32") if set(like) != {0} else HALVES,
+        dtypes=HALVES,
         exact=exact,
         error_scale=error_scale,
         name=f"{problem.name}_widened" + ("" if exact else "_winograd"),

@@ -28,7 +28,20 @@ from .engine import Function, Tensor, state
 
 LOW_PRECISION = frozenset(["conv2d", "conv_bias_act", "linear", "matmul"])
 FLOAT32 = frozenset(
-    ["cross_entropy", "exp", "log", "log_softmax", "mse_loss", "nll_loss", "norm", "pow", "softmax", "std", "sum", "var"]
+    [
+        "cross_entropy",
+        "exp",
+        "log",
+        "log_softmax",
+        "mse_loss",
+        "nll_loss",
+        "norm",
+        "pow",
+        "softmax",
+        "std",
+        "sum",
+        "var",
+    ]
 )
 _DEFAULTS = {"cpu": "bfloat16", "cuda": "float16"}
 P, R, F = ParamSpec("P"), TypeVar("R"), TypeVar("F", bound=Callable[..., Any])
@@ -46,9 +59,14 @@ class autocast:
     def __init__(self, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool = True):
         if device_type not in _DEFAULTS:
             raise ValueError(f"autocast: device_type={device_type!r} must be one of {', '.join(map(repr, _DEFAULTS))}")
-        self.device_type, self.dtype = device_type, get_autocast_dtype(device_type) if dtype is None else np.dtype(dtype)
+        self.device_type, self.dtype = (
+            device_type,
+            get_autocast_dtype(device_type) if dtype is None else np.dtype(dtype),
+        )
         if self.dtype.name not in ("bfloat16", "float16"):
-            raise ValueError(f"autocast: dtype={self.dtype.name} must be bfloat16 or float16; enabled=False turns it off")
+            raise ValueError(
+                f"autocast: dtype={self.dtype.name} must be bfloat16 or float16; enabled=False turns it off"
+            )
         self.enabled, self.cache_enabled = enabled, cache_enabled
         self.saved: list[Any] = []
 

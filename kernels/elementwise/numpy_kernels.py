@@ -1,6 +1,7 @@
 """Elementwise kernels in plain NumPy: the definitions. NumPy keeps the memory layout of the inputs."""
 
 from ..registry import kernel
+from ..widened import widened
 from .problem import (
     ACCUMULATE,
     ADD_FPROP,
@@ -16,3 +17,7 @@ kernel(RELU_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))
 kernel(RELU_BWD, device="cpu", step=0, note="the definition", dtypes=("any",))(relu_bwd_reference)
 kernel(ADD_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(add_fprop_reference)
 kernel(ACCUMULATE, device="cpu", step=0, note="the definition", dtypes=("any",))(accumulate_reference)
+
+widened(RELU_FPROP)
+widened(RELU_BWD)
+widened(ADD_FPROP)
