@@ -47,6 +47,7 @@ from .state import no_grad, set_grad_enabled, unfused
 from .state import state as _state
 
 if TYPE_CHECKING:
+    from . import amp as amp
     from . import data as data
     from . import hooks as hooks
     from . import models as models
@@ -115,7 +116,7 @@ __all__ = [
 ]
 __all__ += _ops.__all__
 
-_MODULES = ("cli", "data", "hooks", "interop", "models", "nn", "optim", "study", "train")
+_MODULES = ("amp", "cli", "data", "hooks", "interop", "models", "nn", "optim", "study", "train")
 _LAZY = {
     "set_num_threads": ".kernels.cpu.jit",
     "get_num_threads": ".kernels.cpu.jit",
