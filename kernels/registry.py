@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +64,12 @@ class Problem:
     wide: tuple[str, ...] = ()
     output_dtypes: Callable[..., tuple[str, ...]] | None = None
 
+    @functools.cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arrays, in order; those of a `*list` at the end have none."""
+        parameters = inspect.signature(self.reference).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
 
 def computed_in(dtype: str) -> str:
     """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
@@ -94,17 +102,17 @@ class Kernel:
         return self.fn(*arrays, **params)
 
     def takes(self, *arrays, **params) -> bool:
-        """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees.
+        """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
+        known = "any" in self.dtypes or all(
+            itertools.starmap(self._knows, itertools.zip_longest(self.problem.arguments, arrays))
+        )
+        return known and self.supports(*arrays, **params)
 
-        Where the problem has `wide` arguments, float32 beside a dtype of 16 bits is known to who knows that one.
-        """
-        if "any" not in self.dtypes:
-            names = {_name(a.dtype) for a in arrays if a is not None and a.dtype.kind in "fcV"}
-            if self.problem.wide and names & set(HALVES):
-                names.discard("float32")
-            if not names <= set(self.dtypes):
-                return False
-        return self.supports(*arrays, **params)
+    def _knows(self, argument: str | None, a: Any) -> bool:
+        """Whether it takes the dtype of an argument: one that it names, or float32 for what is wide beside 16 bits."""
+        if a is None or a.dtype.kind not in "fcV" or _name(a.dtype) in self.dtypes:
+            return True
+        return argument in self.problem.wide and _name(a.dtype) in map(computed_in, self.dtypes)
 
     def rank_for(self, *arrays, **params) -> float:
         """How strongly dispatch wants this kernel for these inputs: its own `rank`, else its step of the ladder."""

@@ -1,6 +1,7 @@
 """Elementwise kernels in plain NumPy: the definitions. NumPy keeps the memory layout of the inputs."""
 
 from ..registry import kernel
+from ..widened import widened
 from .problem import (
     ACCUMULATE,
     ADD_FPROP,
@@ -19,3 +20,7 @@ kernel(RELU_BWD, device="cpu", step=0, note="the definition", dtypes=("any",))(r
 kernel(ADD_FPROP, device="cpu", step=0, note="the definition", dtypes=("any",))(add_fprop_reference)
 kernel(ACCUMULATE, device="cpu", step=0, note="the definition", dtypes=("any",))(accumulate_reference)
 kernel(CAST, device="cpu", step=0, note="the definition", dtypes=("any",))(cast_reference)
+
+widened(RELU_FPROP)
+widened(RELU_BWD)
+widened(ADD_FPROP)

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from ..widened import widened
 from .problem import (
     AVGPOOL2D_BWD,
     AVGPOOL2D_FPROP,
@@ -109,3 +110,9 @@ def avgpool_bwd_taps(dy, *, kernel, stride, padding, ceil_mode, count_include_pa
     for outputs, pixels in _taps(pq, input_hw, kernel, stride, padding, (1, 1)):
         memory[pixels] += share[outputs]
     return dx
+
+
+widened(MAXPOOL2D_FPROP, like=(0, 0))
+widened(MAXPOOL2D_BWD)
+widened(AVGPOOL2D_FPROP)
+widened(AVGPOOL2D_BWD)

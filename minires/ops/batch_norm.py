@@ -41,8 +41,9 @@ class BatchNorm(Function):
     def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
         xp, c = namespace_of(x), x.shape[1]
         ctx.dtypes = [getattr(a, "dtype", None) for a in (x, gamma, beta, z)]
-        gamma = xp.ones(c, _computed_in(x.dtype)) if gamma is None else _wide(gamma)
-        beta = xp.zeros(c, _computed_in(x.dtype)) if beta is None else _wide(beta)
+        wide = "float32" if x.dtype.itemsize == 2 else x.dtype
+        gamma = xp.ones(c, wide) if gamma is None else _wide(gamma)
+        beta = xp.zeros(c, wide) if beta is None else _wide(beta)
         if training:
             y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
             inv_std = 1 / xp.sqrt(var + eps)
@@ -60,23 +61,15 @@ class BatchNorm(Function):
     def backward(ctx, dy):
         training, relu, residual = ctx.params["training"], ctx.params["relu"], ctx.needs_grad[3]
         params = dict(training=training, relu=relu, residual=residual)
-        dx, dgamma, dbeta, dz = run("batchnorm2d_bwd", dy, *ctx.saved_for_backward, **params)
-        grads = zip((dx, dgamma, dbeta, dz), ctx.dtypes, ctx.needs_grad[:4], strict=True)
-        return *(_narrow(d, dtype) if needed else None for d, dtype, needed in grads), None, None
-
-
-def _computed_in(dtype: Any) -> Any:
-    """float32 for float16 and bfloat16, else the dtype itself: what there is one of per channel is computed in it."""
-    return "float32" if dtype.itemsize == 2 else dtype
+        grads = zip(
+            run("batchnorm2d_bwd", dy, *ctx.saved_for_backward, **params), ctx.dtypes, ctx.needs_grad[:4], strict=True
+        )
+        return *(d.astype(dtype, copy=False) if needed else None for d, dtype, needed in grads), None, None
 
 
 def _wide(a: Any) -> Any:
-    return a.astype(_computed_in(a.dtype), copy=False)
-
-
-def _narrow(a: Any, dtype: Any) -> Any:
-    """Back in the dtype that `_wide` took it from."""
-    return a.astype(dtype, copy=False) if dtype.itemsize == 2 else a
+    """Parameters and statistics of 16 bits as float32, in which they are computed."""
+    return a.astype("float32") if a is not None and a.dtype.itemsize == 2 else a
 
 
 def _move(running: Any, value: Any, momentum: float) -> None:

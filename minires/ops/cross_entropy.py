@@ -15,6 +15,7 @@ Saved for backward: the log-probabilities and the target. With p = softmax(x):
 
 from __future__ import annotations
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..dispatch import run
 from ..engine import Function, Tensor
@@ -75,6 +76,7 @@ class SoftCrossEntropy(Function):
         return dx, dtarget, None
 
 
+@autocasts
 def cross_entropy(
     input: Tensor,
     target: Tensor,
