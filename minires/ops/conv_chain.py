@@ -95,8 +95,8 @@ def conv_bn_chain(
 
     input (N, C, H, W). weights: one per convolution; norms: the keywords of the `batch_norm` after each (running_mean,
     running_var, weight, bias, training, momentum, eps); windows: (stride, padding, dilation, groups). residual: None,
-    or like the result. As one op in training, on a GPU in 16 bits, on the CPU in float32 and float64; else as that line,
-    which also raises the errors of `conv2d` and `batch_norm`. On the CPU one op is no faster.
+    or like the result. As one op in training, on a GPU in 16 bits, on the CPU in float32 and float64; else as that
+    line, which also raises the errors of `conv2d` and `batch_norm`. On the CPU one op is no faster.
     """
     input, *weights = low_precision(input, *weights)
     if not (state.fuse and _fits(input, residual, weights, norms, windows)):
