@@ -2,7 +2,8 @@
 
 cuDNN's is the sequence of its operations, each by the fastest of its plans: "cudnn" one by one (convolution; BatchNorm
 with ReLU and addition), "cudnn_fused" with what its frontend offers in Python for fusing them (forward scale-bias-ReLU-
-conv-statistics, backward scale-bias-ReLU-wgrad; BatchNorm's backward takes the activation, and is not fused with dgrad). Between operations there is nothing: no casts, no optimizer, no allocation, which is in cuDNN's favour.
+conv-statistics, backward scale-bias-ReLU-wgrad; BatchNorm's backward takes the activation, and is not fused with
+dgrad). Between operations there is nothing: no casts, no optimizer, no allocation, which is in cuDNN's favour.
 
 Source: docs.nvidia.com/deeplearning/cudnn/frontend, operations "Convolutions", "Normalizations" and "Pointwise".
 """

@@ -254,7 +254,7 @@ def _our_step(library: str, model: str, images: np.ndarray, labels: np.ndarray):
 
     cupy: Any = importlib.import_module("cupy")
     minires.manual_seed(0)
-    options = dict(num_classes=10 if model == "resnet20" else 1000, one_op_blocks="one_op" in library)
+    options: dict[str, Any] = dict(num_classes=10 if model == "resnet20" else 1000, one_op_blocks="one_op" in library)
     net = minires.models.create_model(model, **options).to("cuda")
     optimizer = minires.optim.SGD(net.parameters(), **_LEARNING)
     x, target = minires.from_numpy(images).to("cuda"), minires.from_numpy(labels).to("cuda")
