@@ -7,7 +7,7 @@ CPU. The launcher does not know which: it allocates with `memory.empty(..., like
 test without a GPU checks is the very code that runs on one.
 
 Arguments: an array is passed as its address; int and bool as int32, float as float32; a NumPy scalar or 0-d array (a
-structured one too: a struct) by value.
+structured one too: a struct) and a `TensorMap` by value.
 """
 
 from __future__ import annotations
