@@ -14,7 +14,7 @@ kernel(ADAMW_STEP, device="cpu", step=0, note="the definition", dtypes=("any",))
 def adamw_step_inplace(factors, found, *tensors, beta1, beta2, eps, penalty, amsgrad):
     if found is not None and found[0] != 0:
         return
-    shrink, correction, rate = factors
+    shrink, correction, rate = map(float, factors)
     for p, g, m, v, *rest in zip(*roles_of(tensors, roles_with(amsgrad)), strict=True):
         g = g + penalty * p if penalty else g
         d = np.subtract(g, m, out=empty(p.shape, p.dtype))

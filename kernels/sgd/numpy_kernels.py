@@ -14,7 +14,7 @@ kernel(SGD_STEP, device="cpu", step=0, note="the definition", dtypes=("any",))(s
 def sgd_step_inplace(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
     if found is not None and found[0] != 0:
         return
-    rate = lr[0]
+    rate = float(lr[0])
     for p, g, *rest in zip(*roles_of(tensors, roles_with(momentum)), strict=True):
         d = np.multiply(p, weight_decay, out=empty(p.shape, p.dtype))
         d += g

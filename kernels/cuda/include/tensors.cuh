@@ -21,6 +21,6 @@ template <class F> __forceinline__ void each(const Chunks& z, F f) {
       above = middle;
   }
   const int begin = ((int)blockIdx.x - z.first[t]) * CHUNK, end = min(begin + CHUNK, z.size[t]);
-#pragma unroll 4
+#pragma unroll 2
   for (int i = begin + threadIdx.x; i < end; i += blockDim.x) f(t, i);
 }
