@@ -9,6 +9,7 @@ if __name__ != "minires.kernels":
 from . import (
     batchnorm2d,
     conv2d,
+    dropout,
     elementwise,
     linear,
     pool2d,
@@ -16,4 +17,4 @@ from . import (
     softmax_cross_entropy,
 )
 
-__all__ = ["batchnorm2d", "conv2d", "elementwise", "linear", "pool2d", "sgd", "softmax_cross_entropy"]
+__all__ = ["batchnorm2d", "conv2d", "dropout", "elementwise", "linear", "pool2d", "sgd", "softmax_cross_entropy"]
