@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..autocast import autocasts
 from ..dispatch import run
 from ..engine import Function, Tensor
 from .layout import sum_axes
@@ -49,6 +50,7 @@ class Conv2d(Function):
         return dx, dw, db
 
 
+@autocasts
 def conv2d(
     input: Tensor,
     weight: Tensor,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..dispatch import run
 from ..engine import Function, Tensor
@@ -77,6 +78,7 @@ class SoftCrossEntropy(Function):
         return dx, dtarget, None
 
 
+@autocasts
 def cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..autocast import autocasts
 from ..dispatch import run
 from ..engine import Function, Tensor, state
 from .activation import relu as rectified
@@ -40,6 +41,7 @@ class ConvBiasAct(Function):
         return dx, dw, sum_axes(g, (0, 2, 3)) if ctx.needs_grad[2] else None, g if ctx.needs_grad[3] else None
 
 
+@autocasts
 def conv_bias_act(
     input: Tensor,
     weight: Tensor,

@@ -201,7 +201,8 @@ class Run:
         for images, targets in self.loader.iterate(self.epoch - 1, self.batch):
             loss, outputs = self._step(images, targets)
             logits = array_module(self.device).concatenate(outputs) if len(outputs) > 1 else outputs[0]
-            self.mean.add(loss, logits, targets.to(self.device).array)
+            if math.isfinite(loss):  # of a step in float16 that was left out it may be NaN
+                self.mean.add(loss, logits, targets.to(self.device).array)
             self.watch.lap(self.recipe.batch_size)
             if self.on_step is not None:
                 accuracy, speed = self.mean.accuracy, self.watch.epoch_speed
@@ -340,14 +341,16 @@ class Run:
 
     def _evaluate(self, data: Any) -> Mean:
         loader = make_loader(self.recipe, self.images, data, _EVALUATE, training=False)
-        return evaluate(self.model, self._watched(loader.iterate(0)), self.recipe.label_smoothing)
+        with self.train_step.region:
+            return evaluate(self.model, self._watched(loader.iterate(0)), self.recipe.label_smoothing)
 
     def _recalibrate(self) -> None:
         from .recalibrate import recalibrate
 
         self.freezing.train(self.epoch)  # frozen statistics stay
         order = self.loader.iterate(self.recipe.epochs)  # an epoch that was not trained on
-        recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
+        with self.train_step.region:
+            recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
 
     def _watched(self, order: Iterable[Any]) -> Iterator[Any]:
         """Batches on the run's device; a signal ends them."""

@@ -134,6 +134,9 @@ class Recipe:
     recalibrate: bool = _field(False, "at the end, measure batch normalisation's statistics anew with the last weights")
     seed: int = _field(0, "seed of initial weights, order and augmentation", *_NOT_NEGATIVE)
     device: str = _field("cpu", "'cpu', 'cuda' or 'cuda:N'")
+    precision: Literal["fp32", "bf16", "fp16"] = _field(
+        "fp32", "'bf16', 'fp16': mixed precision, products in 16 bits, weights in float32 (fp16 is for GPUs)"
+    )
     threads: int = _free(0, "CPU threads of the kernels; 0: all", *_NOT_NEGATIVE)
     autotune: bool = _field(False, "measure all kernels at every new shape, use the fastest")
     checkpoint_blocks: bool = _field(False, "less memory: compute blocks again in backward")
