@@ -10,6 +10,7 @@ from . import (
     adamw,
     batchnorm2d,
     conv2d,
+    dropout,
     elementwise,
     linear,
     pool2d,
@@ -18,4 +19,15 @@ from . import (
     unscale,
 )
 
-__all__ = ["adamw", "batchnorm2d", "conv2d", "elementwise", "linear", "pool2d", "sgd", "softmax_cross_entropy", "unscale"]
+__all__ = [
+    "adamw",
+    "batchnorm2d",
+    "conv2d",
+    "dropout",
+    "elementwise",
+    "linear",
+    "pool2d",
+    "sgd",
+    "softmax_cross_entropy",
+    "unscale",
+]

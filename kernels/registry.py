@@ -80,6 +80,11 @@ def computed_in(dtype: str) -> str:
     return "float32" if dtype in HALVES else dtype
 
 
+def of_magnitudes(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A definition applied to absolute values: what a sum of products can lose is relative to this."""
+    return lambda *arrays, **params: reference(*(None if a is None else np.abs(a) for a in arrays), **params)
+
+
 def always(*arrays, **params) -> bool:
     """The `supports` of a kernel without limits."""
     return True

@@ -60,12 +60,12 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
             _measured[key] = tuning.fastest(key, rivals, arrays, params)
         if _measured.get(key) in candidates:
             return _measured[key]
-    return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
+    return candidates[0]
 
 
 def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]:
-    """The kernels that take these inputs: asked once per shapes, dtypes and parameters, as asking takes longer than
-    a small kernel runs."""
+    """The kernels that take these inputs, the highest rank first: asked once per shapes, dtypes and parameters, as
+    asking takes longer than a small kernel runs."""
     registered = registry.kernels(problem, device)
     key = (
         problem,
@@ -76,7 +76,8 @@ def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]
     if key not in _takers or _takers[key][0] is not registered:  # other kernels were registered since
         if len(_takers) >= _MOST_TAKERS:
             _takers.clear()
-        _takers[key] = registered, [k for k in registered if k.takes(*arrays, **params)]
+        taking = [k for k in registered if k.takes(*arrays, **params)]
+        _takers[key] = registered, sorted(taking, key=lambda k: -k.rank_for(*arrays, **params))
     return _takers[key][1]
 
 

@@ -93,7 +93,9 @@ class Optimizer:
         """The group as `update` gets it, once per step. RuntimeError where a CUDA graph would keep its numbers."""
         if is_current_stream_capturing() and not group.get("capturable"):
             remedy = "make it with capturable=True" if "capturable" in self.defaults else "SGD and AdamW can do without"
-            raise RuntimeError(f"{type(self).__name__} has numbers of the host, which a CUDA graph cannot ask: {remedy}")
+            raise RuntimeError(
+                f"{type(self).__name__} has numbers of the host, which a CUDA graph cannot ask: {remedy}"
+            )
         return group
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent; see the page's head for the formula.
 
     lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
-    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from memory,
-    so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
+    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from
+    memory, so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
     momentum_buffer, like the parameter.
     """
 
