@@ -74,12 +74,19 @@ class GradScaler:
             raise RuntimeError("GradScaler: unscale_() was called already, or step(), since the last update()")
         tensors = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if narrow := {g.dtype.name for g in tensors if g.dtype.itemsize == 2}:
-            raise ValueError(f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32")
+            raise ValueError(
+                f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32"
+            )
         found = []
         for members in alike(tensors, lambda _: None):
             first = members[0].array
             found.append(namespace_of(first).zeros(1, first.dtype))
-            run("unscale", namespace_of(first).full(1, 1 / self._scale, first.dtype), found[-1], *(g.array for g in members))
+            run(
+                "unscale",
+                namespace_of(first).full(1, 1 / self._scale, first.dtype),
+                found[-1],
+                *(g.array for g in members),
+            )
         for grad in tensors:
             grad.version[0] += 1
         self._overflows[id(optimizer)] = any(float(flag[0]) != 0 for flag in found)
