@@ -1,6 +1,6 @@
-"""A batch from a data set of small images, in one pass: images (M, H, W, C) uint8, rows (N,) int64, places (N, 7) int32.
+"""A batch from a data set of small images: images (M, H, W, C) uint8, rows (N,) int64, places (N, 7) int32.
 
-    y[n, c, i, j] = 0                                               inside the image's box: top <= i < bottom, left <= j < right
+    y[n, c, i, j] = 0                                               where top <= i < bottom and left <= j < right
                     images[m, u, v, c] * scale[c] + shift[u, v, c]  where (u, v) is a pixel of the image m = rows[n]
                     border[c]                                       where it is not: padding
     u = i + row - padding,    v = (mirrored: W - 1 - j, else j) + column - padding

@@ -62,7 +62,7 @@ class Augment:
         return self.gathered(images, np.arange(len(images)))
 
     def gathered(self, images: Any, rows: np.ndarray) -> Any:
-        """The batch of the images at `rows`, on the device where `images` lie. Every device makes the same, to the bit."""
+        """The batch of the images at `rows`, on the device of `images`: on each the same, to the bit."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise TypeError(f"Augment takes uint8 images (B, H, W, C), not {images.dtype} {images.shape}")
         numbers = self._numbers(images.shape[1:])
