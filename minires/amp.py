@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from .autocast import autocast
-from .device import namespace_of
+from .cuda import fed, is_current_stream_capturing
+from .device import is_cuda_array, namespace_of
 from .engine import Tensor
 from .ops import mul
 from .optim import Optimizer
@@ -50,7 +51,7 @@ class GradScaler:
         self._enabled, self._scale, self._clean_steps = enabled, float(init_scale), 0
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval = growth_interval
-        self._overflows: dict[int, bool] = {}  # of optimizers whose gradients are unscaled, until `update`
+        self._overflows: dict[int, Any] = {}  # of optimizers whose gradients are unscaled, until `update`
         self._stepped: set[int] = set()
 
     def scale(self, outputs: Any) -> Any:
@@ -59,6 +60,8 @@ class GradScaler:
             return outputs
         if isinstance(outputs, (list, tuple)):
             return type(outputs)(map(self.scale, outputs))
+        if is_current_stream_capturing():
+            return mul(outputs, Tensor(fed(lambda: self._scale, (), outputs.dtype, outputs.array)))
         return mul(outputs, self._scale)
 
     def unscale_(self, optimizer: Optimizer) -> None:
@@ -72,17 +75,34 @@ class GradScaler:
             raise RuntimeError("GradScaler: unscale_() was called already, or step(), since the last update()")
         tensors = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if narrow := {g.dtype.name for g in tensors if g.dtype.itemsize == 2}:
-            raise ValueError(f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32")
-        overflow = False
+            raise ValueError(
+                f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32"
+            )
+        overflow: Any = False
         for grad in tensors:
-            grad.array[...] *= 1 / self._scale
+            factor: Any = 1 / self._scale
+            if is_current_stream_capturing():
+                factor = fed(lambda: 1 / self._scale, (), grad.dtype, grad.array)
+            grad.array[...] *= factor
             grad.version[0] += 1
-            overflow = overflow or not bool(namespace_of(grad.array).isfinite(grad.array).all())
+            if is_cuda_array(grad.array) or not overflow:  # the GPU is not waited for
+                overflow = overflow | ~namespace_of(grad.array).isfinite(grad.array).all()
         self._overflows[id(optimizer)] = overflow
+
+    def overflow(self, optimizer: Optimizer) -> Any:
+        """Whether the gradients hold a NaN or infinity, as an array on their device; None where `unscale_` was not
+        called since the last `update`."""
+        return self._overflows.get(id(optimizer))
+
+    def unscaled(self, optimizer: Optimizer, overflow: Any) -> None:
+        """Say that a replay of a CUDA graph unscaled the gradients, with this `overflow`; None: that nothing did."""
+        self._overflows.pop(id(optimizer), None)
+        if overflow is not None:
+            self._overflows[id(optimizer)] = overflow
 
     def overflowed(self, optimizer: Optimizer) -> bool:
         """Whether the gradients, which are unscaled, hold a NaN or infinity, so that `step` will leave them out."""
-        return self._overflows.get(id(optimizer), False)
+        return bool(self._overflows.get(id(optimizer), False))
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """`optimizer.step(*args, **kwargs)`, after unscaling; nothing where a gradient is NaN or infinite.

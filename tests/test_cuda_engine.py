@@ -213,7 +213,9 @@ def test_batch_norm_of_16_bits_runs_as_such(launched, dtype):
 
 
 def test_casts_run_as_kernels_and_saturate_as_numpy_does(launched):
-    values = np.array([0, -0.0, 1e-45, 6e-8, 2.0**-24, 65519, 65520, -1e38, 3.4e38, np.inf, -np.inf, np.nan], np.float32)
+    values = np.array(
+        [0, -0.0, 1e-45, 6e-8, 2.0**-24, 65519, 65520, -1e38, 3.4e38, np.inf, -np.inf, np.nan], np.float32
+    )
     for dtype in ("float16", "bfloat16"):
         there = minires.tensor(values, device="cuda").to(dtype=np.dtype(dtype))
         with np.errstate(over="ignore"):
