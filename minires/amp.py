@@ -17,10 +17,12 @@ from typing import Any
 
 from .autocast import autocast
 from .cuda import fed, is_current_stream_capturing
-from .device import is_cuda_array, namespace_of
+from .device import namespace_of
+from .dispatch import run
 from .engine import Tensor
 from .ops import mul
 from .optim import Optimizer
+from .optim.optimizer import alike
 
 __all__ = ["GradScaler", "autocast"]
 
@@ -51,7 +53,9 @@ class GradScaler:
         self._enabled, self._scale, self._clean_steps = enabled, float(init_scale), 0
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval = growth_interval
-        self._overflows: dict[int, Any] = {}  # of optimizers whose gradients are unscaled, until `update`
+        self._overflows: dict[
+            int, list[Any]
+        ] = {}  # see `overflow`; of optimizers whose gradients are unscaled, until `update`
         self._stepped: set[int] = set()
 
     def scale(self, outputs: Any) -> Any:
@@ -78,20 +82,19 @@ class GradScaler:
             raise ValueError(
                 f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32"
             )
-        overflow: Any = False
+        found = []
+        for members in alike(tensors, lambda _: None):
+            first = members[0].array
+            factor = fed(lambda: 1 / self._scale, (1,), first.dtype, first)
+            found.append(namespace_of(first).zeros(1, first.dtype))
+            run("unscale", factor, found[-1], *(g.array for g in members))
         for grad in tensors:
-            factor: Any = 1 / self._scale
-            if is_current_stream_capturing():
-                factor = fed(lambda: 1 / self._scale, (), grad.dtype, grad.array)
-            grad.array[...] *= factor
             grad.version[0] += 1
-            if is_cuda_array(grad.array) or not overflow:  # the GPU is not waited for
-                overflow = overflow | ~namespace_of(grad.array).isfinite(grad.array).all()
-        self._overflows[id(optimizer)] = overflow
+        self._overflows[id(optimizer)] = found
 
     def overflow(self, optimizer: Optimizer) -> Any:
-        """Whether the gradients hold a NaN or infinity, as an array on their device; None where `unscale_` was not
-        called since the last `update`."""
+        """Where the gradients hold a NaN or infinity: arrays on their devices, of a number that is not 0 then; None
+        where `unscale_` was not called since the last `update`."""
         return self._overflows.get(id(optimizer))
 
     def unscaled(self, optimizer: Optimizer, overflow: Any) -> None:
@@ -102,7 +105,7 @@ class GradScaler:
 
     def overflowed(self, optimizer: Optimizer) -> bool:
         """Whether the gradients, which are unscaled, hold a NaN or infinity, so that `step` will leave them out."""
-        return bool(self._overflows.get(id(optimizer), False))
+        return any(float(flag[0]) != 0 for flag in self._overflows.get(id(optimizer), ()))
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """`optimizer.step(*args, **kwargs)`, after unscaling; nothing where a gradient is NaN or infinite.
@@ -125,7 +128,7 @@ class GradScaler:
             self._scale = float(new_scale)
         elif not self._overflows:
             raise RuntimeError("GradScaler: update() needs a step() or unscale_() since the last one")
-        elif any(self._overflows.values()):
+        elif any(float(flag[0]) != 0 for found in self._overflows.values() for flag in found):
             self._scale, self._clean_steps = self._scale * self._backoff_factor, 0
         else:
             self._clean_steps += 1
