@@ -31,7 +31,8 @@ def widened(
 ) -> None:
     """Register, for 16-bit inputs, the best float32 kernel of the problem.
 
-    like: for every output, the argument whose dtype it gets.
+    step: a kernel of its own for 16 bits goes before this one at the same step, or a later one. like: for every output,
+    the argument whose dtype it gets.
     exact: False for the best one that is not exact (Winograd), where that is the best of all; error_scale: then its.
     """
 
@@ -55,6 +56,7 @@ def widened(
         step=step,
         note="widened, the best float32 kernel" + ("" if exact else " (Winograd)") + ", rounded once",
         supports=supports,
+        rank=lambda *_, **__: step - 0.5,
         dtypes=HALVES,
         exact=exact,
         error_scale=error_scale,

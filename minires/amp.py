@@ -72,7 +72,9 @@ class GradScaler:
             raise RuntimeError("GradScaler: unscale_() was called already, or step(), since the last update()")
         tensors = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if narrow := {g.dtype.name for g in tensors if g.dtype.itemsize == 2}:
-            raise ValueError(f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32")
+            raise ValueError(
+                f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32"
+            )
         overflow = False
         for grad in tensors:
             grad.array[...] *= 1 / self._scale

@@ -59,7 +59,7 @@ def test_same_bits_on_any_number_of_threads(kernel):
         t
         for case in kernel.problem.cases
         if "bench" in case.tags
-        for t in [Trial(kernel.problem, case, "float32")]
+        for t in [Trial(kernel.problem, case, dtypes_of(kernel)[0])]
         if t.suits(kernel)
     )
     many, threads = trial.run(kernel), get_num_threads()
