@@ -1,6 +1,7 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    bfloat16_kernels,
     bias_act_kernels,
     cuda_bias_act,
     cuda_kernels,
@@ -20,6 +21,7 @@ from . import (
 )
 
 __all__ = [
+    "bfloat16_kernels",
     "bias_act_kernels",
     "cuda_bias_act",
     "cuda_kernels",

@@ -1,4 +1,4 @@
-"""Elementwise kernels on the CPU for bfloat16: widened in registers, computed in float32, rounded as they are stored."""
+"""Elementwise kernels on the CPU for bfloat16: widened in registers, computed in float32, rounded as they go back."""
 
 from __future__ import annotations
 
