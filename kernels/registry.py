@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Problem:
 
     @functools.cached_property
     def arguments(self) -> tuple[str, ...]:
-        """The names of the arrays, in order."""
+        """The names of the arrays, in order; those of a `*list` at the end have none."""
         parameters = inspect.signature(self.reference).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
@@ -73,6 +74,11 @@ class Problem:
 def computed_in(dtype: str) -> str:
     """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
     return "float32" if dtype in HALVES else dtype
+
+
+def of_magnitudes(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A definition applied to absolute values: what a sum of products can lose is relative to this."""
+    return lambda *arrays, **params: reference(*(None if a is None else np.abs(a) for a in arrays), **params)
 
 
 def always(*arrays, **params) -> bool:
@@ -102,10 +108,12 @@ class Kernel:
 
     def takes(self, *arrays, **params) -> bool:
         """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
-        known = "any" in self.dtypes or all(map(self._knows, self.problem.arguments, arrays))
+        known = "any" in self.dtypes or all(
+            itertools.starmap(self._knows, itertools.zip_longest(self.problem.arguments, arrays))
+        )
         return known and self.supports(*arrays, **params)
 
-    def _knows(self, argument: str, a: Any) -> bool:
+    def _knows(self, argument: str | None, a: Any) -> bool:
         """Whether it takes the dtype of an argument: one that it names, or float32 for what is wide beside 16 bits."""
         if a is None or a.dtype.kind not in "fcV" or _name(a.dtype) in self.dtypes:
             return True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as _np
 
+from . import cuda
 from . import ops as _ops
 from .autocast import autocast, get_autocast_dtype, is_autocast_enabled
 from .capture import ablate, capture, patch
@@ -37,7 +38,7 @@ from .creation import (
     zeros,
     zeros_like,
 )
-from .device import cuda, device
+from .device import device
 from .dispatch import autotune, exact, use_kernels
 from .engine import Tensor
 from .gradcheck import gradcheck

@@ -48,6 +48,8 @@ def is_cuda_array(array: Any) -> bool:
 
 def device_of(*arrays: Any) -> Device:
     """The one device on which the arrays lie; TypeError where they lie on several."""
+    if all(a is None or type(a) is np.ndarray for a in arrays):  # nearly always, and asked before every kernel
+        return CPU
     devices = {Device("cuda", a.device.id) if is_cuda_array(a) else CPU for a in arrays if a is not None}
     if len(devices) > 1:
         names = " and ".join(sorted(map(str, devices)))
@@ -88,6 +90,11 @@ def _cupy() -> tuple[Any, str]:
     return cupy, ""
 
 
+def cuda_is_available() -> bool:
+    """Whether CuPy is installed, finds a GPU, and can compile for it: `minires.cuda.is_available()`."""
+    return importlib.util.find_spec("cupy") is not None and not _cupy()[1]
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
@@ -113,11 +120,3 @@ def synchronize(*arrays: Any) -> None:
     if (where := device_of(*arrays)).type == "cuda":
         sys.modules["cupy"].cuda.Device(where.index).synchronize()
 
-
-class cuda:
-    """`minires.cuda`, as far as it concerns whether there is one."""
-
-    @staticmethod
-    def is_available() -> bool:
-        """True where CuPy is installed, finds a GPU, and can compile for it."""
-        return importlib.util.find_spec("cupy") is not None and not _cupy()[1]

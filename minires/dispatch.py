@@ -60,23 +60,24 @@ def select(problem: str, *arrays: Any, **params: Any) -> Any:
             _measured[key] = tuning.fastest(key, rivals, arrays, params)
         if _measured.get(key) in candidates:
             return _measured[key]
-    return max(candidates, key=lambda k: k.rank_for(*arrays, **params))
+    return candidates[0]
 
 
 def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]:
-    """The kernels that take these inputs: asked once per shapes, dtypes and parameters, as asking takes longer than
-    a small kernel runs."""
+    """The kernels that take these inputs, the highest rank first: asked once per shapes, dtypes and parameters, as
+    asking takes longer than a small kernel runs."""
     registered = registry.kernels(problem, device)
     key = (
         problem,
         device,
         *(None if a is None else (a.shape, a.dtype) for a in arrays),
-        *(item for item in params.items() if not isinstance(item[1], float)),
+        *(item for item in params.items() if not _is_value(item[1])),
     )
     if key not in _takers or _takers[key][0] is not registered:  # other kernels were registered since
         if len(_takers) >= _MOST_TAKERS:
             _takers.clear()
-        _takers[key] = registered, [k for k in registered if k.takes(*arrays, **params)]
+        taking = [k for k in registered if k.takes(*arrays, **params)]
+        _takers[key] = registered, sorted(taking, key=lambda k: -k.rank_for(*arrays, **params))
     return _takers[key][1]
 
 
@@ -164,8 +165,13 @@ def _named(problem: str, name: str, candidates: list[Any]) -> Any:
 
 
 def _frozen(params: dict) -> tuple:
-    """Parameters as a key; without floats (a learning rate): they do not change how long a kernel takes."""
-    return tuple(sorted((name, str(value)) for name, value in params.items() if not isinstance(value, float)))
+    """Parameters as a key; without values: they do not change how long a kernel takes."""
+    return tuple(sorted((name, str(value)) for name, value in params.items() if not _is_value(value)))
+
+
+def _is_value(parameter: Any) -> bool:
+    """Whether it is a float or an array of one number (a learning rate), on which no choice depends."""
+    return isinstance(parameter, float) or hasattr(parameter, "strides")
 
 
 def _tuples(value: Any) -> Any:

@@ -18,7 +18,7 @@ TREES = {path: ast.parse(file.read_text()) for path, file in SOURCES.items() if 
 # Each part of minires/ with the parts that it may import, itself apart.
 _BELOW = {"device", "handle", "methods", "random", "state"}
 _ENGINE = _BELOW | {"engine"}
-_OPS = _ENGINE | {"autocast", "dispatch", "ops", "hooks"}
+_OPS = _ENGINE | {"autocast", "cuda", "dispatch", "ops", "hooks"}
 _NN = _OPS | {"creation", "nn"}
 _MODELS = _NN | {"optim", "data", "interop", "models", "serialization"}
 _RUNS = _MODELS | {"amp", "capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
@@ -28,13 +28,14 @@ MAY_IMPORT = {
     "handle": set(),
     "methods": set(),
     "random": {"device"},
+    "cuda": {"device", "random", "state"},
     "state": set(),
     "engine": _BELOW,
     "tuning": {"device", "kernels"},
     "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
     "autocast": _ENGINE,
-    "ops": _ENGINE | {"autocast", "dispatch"},
+    "ops": _ENGINE | {"autocast", "cuda", "dispatch"},
     "creation": _OPS,
     "serialization": _ENGINE,
     "capture": _OPS,

@@ -33,7 +33,7 @@ INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
 transform = transform_2d((winograd.INPUT, winograd.FILTER, winograd.OUTPUT, winograd.UPSTREAM, winograd.GRADIENT))
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
-_CACHE_BYTES = 1 << 20  # what V and M of a block of tiles may take
+_CACHE_BYTES = 1 << 20  # what V and M (or V and D) of a block of tiles may take
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 64  # channels of such a part
 
@@ -100,7 +100,7 @@ def _convolve(x, w, turned, padding, hw):
     width = panel_width(wide, dtype)
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
-        block = max(16, min(128, _CACHE_BYTES // (PLACES * (c + width) * dtype.itemsize) // 16 * 16))
+        block = tiles_of_block(c + width, dtype)
         panels = empty((wide // width, PLACES, plane(c, width)), dtype)
         _transform_filters(w, turned, panels, width)
         _by_tiles(x, panels, memory, padding, tiles, block, width)
@@ -117,6 +117,11 @@ def with_whole_vectors(a, axis):
     if not missing:
         return a
     return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
+
+
+def tiles_of_block(channels, dtype):
+    """How many tiles, with so many numbers at each of their places, stay in the second-level cache."""
+    return max(16, min(128, _CACHE_BYTES // (PLACES * channels * dtype.itemsize) // 16 * 16))
 
 
 @njit(inline=True)

@@ -30,13 +30,13 @@ from .winograd_kernels import (
     patches,
     plane,
     rank_of_channels,
+    tiles_of_block,
     transform,
     with_whole_vectors,
 )
 
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
-_CACHE_BYTES = 1 << 20  # what V and D of a block of tiles may take
 _BY_FILTERS = 1 << 15  # C * K from which there is one dU
 _SHARES = 1 << 20  # numbers that the shares' dU may take, but at least four of them
 _CHUNK = 64  # channels of a dU that stays in the cache
@@ -69,7 +69,7 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     tiles, width = n * winograd.tiles_of(p) * winograd.tiles_of(q), panel_width(wide, dtype)
     dw = np.zeros((wide, deep, _TAPS, _TAPS), dtype)
     if deep * wide < _BY_FILTERS:
-        block = max(16, min(128, _CACHE_BYTES // (PLACES * (deep + wide) * dtype.itemsize) // 16 * 16))
+        block = tiles_of_block(deep + wide, dtype)
         blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
         shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))

@@ -1,16 +1,14 @@
 """Pooling on the CPU, channels-last: the inner loop runs over the channels of one pixel, which lie side by side.
 
-fprop is parallel over output rows. Where channels make whole panels of vectors, max takes them a panel at a
-time, which stays in registers over a window. Average's backward gathers (each pixel adds up the windows that saw it),
-so it is parallel over input rows and writes every number once; max's backward scatters, so it is parallel over images
-and blocks of channels, within which the order of additions is fixed.
+fprop is parallel over output rows. Average's backward gathers (each pixel adds up the windows that saw it), so it is
+parallel over input rows and writes every number once; max's backward scatters, so it is parallel over images and blocks
+of channels, within which the order of additions is fixed.
 """
 
 import numpy as np
 from numba import prange
 
 from ..cpu.jit import njit
-from ..cpu.vectors import PANEL, load, splat, store, where
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .numpy_kernels import divisors
@@ -59,7 +57,7 @@ def _max_row(x, y, indices, kernel, stride, padding, dilation, row):
 
 
 @kernel(MAXPOOL2D_BWD, device="cpu", step=2, note="scatter, parallel over images and blocks of channels")
-def maxpool_bwd_images(dy, indices, *, input_hw):
+def maxpool_bwd_images(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
     n, c, _, _ = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     pixels = (n, -1, c) if n and c else (n, 0, c)
@@ -85,59 +83,6 @@ def _scatter_image(dy, indices, dx, first, stop):
         for c in range(first, stop):
             if indices[output, c] >= 0:
                 dx[indices[output, c], c] += dy[output, c]
-
-
-def _whole_panels(x, *_, **__):
-    return x.shape[1] % PANEL == 0 and x.size > 0
-
-
-@kernel(
-    MAXPOOL2D_FPROP,
-    device="cpu",
-    step=3,
-    note="panels of channels stay in registers over a window",
-    supports=_whole_panels,
-    dtypes=("float32",),
-)
-def maxpool_fprop_panels(x, *, kernel, stride, padding, dilation, ceil_mode):
-    (n, c, *hw), x = x.shape, to_nhwc(x)
-    pq = pooled_hw(hw, kernel, stride, padding, dilation, ceil_mode)
-    (y, best), (indices, where) = empty_nhwc(n, c, *pq, x.dtype), empty_nhwc(n, c, *pq, np.int32)
-    _max_panels(x, best, where, kernel, stride, padding, dilation)
-    return y, indices
-
-
-@njit(parallel=True)
-def _max_panels(x, y, indices, kernel, stride, padding, dilation):
-    for row in prange(y.shape[0] * y.shape[1]):
-        _max_panels_row(x, y, indices, kernel, stride, padding, dilation, np.int64(row))
-
-
-@njit()
-def _max_panels_row(x, y, indices, kernel, stride, padding, dilation, row):
-    _, h_size, w_size, channels = x.shape
-    n, p = divmod(row, y.shape[1])
-    top = p * stride[0] - padding[0]
-    nowhere = splat(np.int32(-1), PANEL, indices.dtype)
-    for q in range(y.shape[2]):
-        left = q * stride[1] - padding[1]
-        for c in range(0, channels, PANEL):
-            best, seen = splat(x.dtype.type(-np.inf), PANEL, x.dtype), nowhere
-            for r in range(kernel[0]):
-                h = top + r * dilation[0]
-                if h < 0 or h >= h_size:
-                    continue
-                for s in range(kernel[1]):
-                    w = left + s * dilation[1]
-                    if w < 0 or w >= w_size:
-                        continue
-                    value = load(x.ctypes.data + (((n * h_size + h) * w_size + w) * channels + c) * 4, PANEL, x.dtype)
-                    wins = (value > best) | (value != value) | (seen == nowhere)
-                    best = where(wins, value, best)
-                    seen = where(wins, splat(np.int32(h * w_size + w), PANEL, indices.dtype), seen)
-            at = (((n * y.shape[1] + p) * y.shape[2] + q) * channels + c) * 4
-            store(y.ctypes.data + at, best)
-            store(indices.ctypes.data + at, seen)
 
 
 @kernel(AVGPOOL2D_FPROP, device="cpu", step=2, note="vectorised over channels, parallel over output rows")

@@ -77,7 +77,7 @@ def maxpool_fprop_taps(x, *, kernel, stride, padding, dilation, ceil_mode):
 
 
 @kernel(MAXPOOL2D_BWD, device="cpu", step=1, note="one scatter-add over all maxima", dtypes=("any",))
-def maxpool_bwd_scatter(dy, indices, *, input_hw):
+def maxpool_bwd_scatter(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
     (n, c, _, _), pixels = dy.shape, input_hw[0] * input_hw[1]
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     memory[...] = 0

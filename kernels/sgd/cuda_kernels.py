@@ -22,8 +22,10 @@ def sgd_step_cuda(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov,
     order = sorted(range(p.ndim), key=lambda axis: -abs(p.strides[axis]))  # as p lies in memory
     flat_p, flat_g = _flat(p, order), _flat(g, order)
     flat_buf = flat_p if buf is None else _flat(buf, order)  # an address for the kernel; not read
-    factors = (p.dtype.type(factor) for factor in (lr, momentum, 1 - dampening, weight_decay))
-    args = (flat_p, flat_g, flat_buf, p.size, *factors, buf is not None, bool(nesterov), bool(first))
+    has_lr = hasattr(lr, "strides")  # a float32 array (1,)
+    factors = (p.dtype.type(factor) for factor in (0 if has_lr else lr, momentum, 1 - dampening, weight_decay))
+    flags = (has_lr, buf is not None, bool(nesterov), bool(first))
+    args = (flat_p, flat_g, flat_buf, lr if has_lr else flat_p, p.size, *factors, *flags)
     launch(Launch(_STEP[p.dtype.name], (min(blocks(p.size, 256), _MOST_BLOCKS),), (256,), args))
     _write_back(p, flat_p, order)
     if buf is not None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..device import namespace_of
+from ..cuda import fed
+from ..device import is_cuda_array, namespace_of
 from .optimizer import Optimizer, check_at_least_zero, kept_array
 
 
@@ -24,7 +25,8 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay; see the page's head for the formula.
 
     lr: per step. betas: both in [0, 1). eps: added to the root, above 0 where a gradient may be 0. weight_decay: the
-    share of the parameter, times lr, taken off at each step. State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
+    share of the parameter, times lr, taken off at each step. capturable: on a GPU, what depends on lr and on t is read
+    from memory, so that a CUDA graph follows both. State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
     """
 
     decoupled = True
@@ -37,9 +39,10 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        capturable: bool = False,
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, "capturable": capturable})
 
     def check(self, group: dict[str, Any]) -> None:
         """ValueError for a negative setting or a beta outside [0, 1)."""
@@ -50,12 +53,21 @@ class AdamW(Optimizer):
     def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """One step of one parameter."""
         xp = namespace_of(p)
-        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+        eps, decay = float(group["eps"]), float(group["weight_decay"])
         beta1, beta2 = map(float, group["betas"])
         m, v = kept_array(state, "exp_avg", p), kept_array(state, "exp_avg_sq", p)
-        t = state["step"] = int(state.get("step", 0)) + 1
+
+        def scalars() -> tuple[float, float, float]:
+            """What a step's number and learning rate decide; counts the step."""
+            lr, t = float(group["lr"]), int(state.get("step", 0)) + 1
+            state["step"] = t
+            return 1 - lr * decay, (1 - beta2**t) ** 0.5, lr / (1 - beta1**t)
+
+        shrink, correction, scale = (
+            fed(scalars, (3,), p.dtype, p) if group["capturable"] and is_cuda_array(p) else scalars()
+        )
         if self.decoupled:
-            p *= 1 - lr * decay
+            p *= shrink
         elif decay:
             g = g + decay * p
         m += (g - m) * (1 - beta1)
@@ -66,9 +78,9 @@ class AdamW(Optimizer):
             xp.maximum(largest, v, out=largest)
             v = largest
         root = xp.sqrt(v)  # the corrections are applied in PyTorch's order, so that results agree to rounding
-        root /= (1 - beta2**t) ** 0.5
+        root /= correction
         root += eps
-        p -= (lr / (1 - beta1**t)) * (m / root)
+        p -= scale * (m / root)
 
 
 class Adam(AdamW):
@@ -84,5 +96,6 @@ class Adam(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, capturable)

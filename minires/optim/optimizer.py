@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..cuda import is_current_stream_capturing
 from ..device import namespace_of, to_device
 from ..engine import Tensor, set_grad_enabled
 from ..nn.module import clear_grads
@@ -77,11 +78,19 @@ class Optimizer:
             with set_grad_enabled(True):
                 loss = closure()
         for group in self.param_groups:
+            settings = self.settings(group)
             for p in group["params"]:
                 if p.grad is not None:
-                    self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
+                    self.update(p.array, p.grad.array, self.state.setdefault(p, {}), settings)
                     p.version[0] += 1
         return loss
+
+    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group as `update` gets it, once per step. RuntimeError where a CUDA graph would keep its numbers."""
+        if is_current_stream_capturing() and not group.get("capturable"):
+            remedy = "make it with capturable=True" if "capturable" in self.defaults else "SGD and AdamW can do without"
+            raise RuntimeError(f"{type(self).__name__} has numbers of the host, which a CUDA graph cannot ask: {remedy}")
+        return group
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {i: {name: Tensor or number}}, "param_groups": [...]}, parameters numbered in order of the groups.

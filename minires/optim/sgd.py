@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..cuda import fed
+from ..device import is_cuda_array
 from ..dispatch import run
 from .optimizer import Optimizer, check_at_least_zero, kept_array
 
@@ -21,7 +23,9 @@ class SGD(Optimizer):
     """Stochastic gradient descent; see the page's head for the formula.
 
     lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
-    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. State: momentum_buffer, like the parameter.
+    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from memory,
+    so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
+    momentum_buffer, like the parameter.
     """
 
     def __init__(
@@ -32,9 +36,10 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        capturable: bool = False,
     ):
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "nesterov": nesterov})
+        super().__init__(params, {**defaults, "nesterov": nesterov, "capturable": capturable})
 
     def check(self, group: dict[str, Any]) -> None:
         """ValueError for a negative setting, or Nesterov without plain momentum."""
@@ -44,9 +49,17 @@ class SGD(Optimizer):
                 f"nesterov=True needs momentum > 0 and dampening 0, not {group['momentum']} and {group['dampening']}"
             )
 
+    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group, with `capturable` on a GPU lr as a float32 array (1,) that is asked for at every replay."""
+        group, p = super().settings(group), group["params"][0].array
+        if not group["capturable"] or not is_cuda_array(p):
+            return group
+        return {**group, "lr": fed(lambda: group["lr"], (1,), "float32", p)}
+
     def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """One step of one parameter."""
         first = "momentum_buffer" not in state
         buf = kept_array(state, "momentum_buffer", p) if group["momentum"] != 0 else None
-        settings = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+        settings: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
+        settings["lr"] = group["lr"] if is_cuda_array(group["lr"]) else float(group["lr"])
         run("sgd_step", p, g, buf, **settings, nesterov=bool(group["nesterov"]), first=first)
