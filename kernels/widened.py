@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .cpu.casts import cast
 from .registry import HALVES, Kernel, Problem, kernel, kernels
 
 
@@ -42,11 +43,11 @@ def widened(
 
     @functools.wraps(problem.reference)  # a kernel has the signature of the definition
     def compute(*arrays: Any, **params: Any) -> Any:
-        wide = [a.astype(np.float32) if is_half(a) else a for a in arrays]
+        wide = [_to(a, np.float32) if is_half(a) else a for a in arrays]
         found = _best(problem, device, wide, params, exact)(*wide, **params)
         outputs = found if isinstance(found, tuple) else (found,)
         narrow = tuple(
-            y if y is None or y.dtype != np.float32 else y.astype(arrays[i].dtype, copy=False)
+            y if y is None or y.dtype != np.float32 else _to(y, arrays[i].dtype)
             for y, i in zip(outputs, like, strict=True)
         )
         return narrow if isinstance(found, tuple) else narrow[0]
@@ -63,6 +64,12 @@ def widened(
         error_scale=error_scale,
         name=f"{problem.name}_widened" + ("" if exact else "_winograd"),
     )(compute)
+
+
+def _to(a: Any, dtype: Any) -> Any:
+    if a.dtype == dtype:
+        return a
+    return cast(a, dtype) if isinstance(a, np.ndarray) else a.astype(dtype)
 
 
 class _Shape:

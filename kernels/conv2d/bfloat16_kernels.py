@@ -5,8 +5,8 @@
     wgrad          a pair is two neighbouring output pixels: dy is interleaved by pixel pairs (P, Q/2, K, 2), and so is,
                    for each column s of the filter, what the taps see: (H, S, Q/2, C, 2)
 
-Multiplied in bfloat16, summed in float32, rounded once. On a host that multiplies pairs by one instruction this is twice
-as many products per second as float32 has; elsewhere pairs are widened in registers, at float32's speed.
+Multiplied in bfloat16, summed in float32, rounded once. On a host that multiplies pairs by one instruction this is
+twice as many products per second as float32 has; elsewhere pairs are widened in registers, at float32's speed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.bfloat16 import bits
-from ..cpu.features import simd
+from ..cpu.casts import cast
 from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -49,7 +49,7 @@ def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
     x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(w.astype(np.float32), False)), bits(memory), w.shape[3], stride, padding, dilation[0])
+    _fprop(bits(x), _paired(pack(cast(w, np.float32), False)), bits(memory), w.shape[3], stride, padding, dilation[0])
     return y
 
 
@@ -69,7 +69,7 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
 def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    panels = pack(w.astype(np.float32), True)
+    panels = pack(cast(w, np.float32), True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
         chosen = _paired(panels[:, r_taps][:, :, s_taps])
         _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
@@ -96,7 +96,7 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     partial = np.zeros((splits, r, s * c, k), np.float32)
     _wgrad(x, dy, partial, s, stride, padding, dilation[0])
     dw = partial.sum(0).reshape(r, s, c, k).transpose(3, 2, 0, 1)
-    return np.ascontiguousarray(dw).astype(BFLOAT16)
+    return cast(np.ascontiguousarray(dw), BFLOAT16)
 
 
 @njit(parallel=True)
@@ -110,7 +110,7 @@ def _wgrad(x, dy, partial, taps, stride, padding, dilation):
 
 @njit()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
-    (h_size, _, c), (p_size, q_size, k), (r_size, run, _) = x.shape, dy.shape, dw.shape
+    (h_size, _, c), (p_size, q_size, k), r_size = x.shape, dy.shape, dw.shape[0]
     pairs = (q_size + 1) // 2
     upstream = np.empty((p_size, pairs, k), np.uint32)
     for p in range(p_size):

@@ -6,11 +6,12 @@ import numpy as np
 from numba import prange
 
 from ..cpu.bfloat16 import bits
+from ..cpu.casts import cast
 from ..cpu.jit import njit
 from ..cpu.vectors import PANEL, load, splat, store_as, where
 from ..memory import dense_order, empty
 from ..registry import kernel
-from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
+from .problem import ACCUMULATE, ADD_FPROP, CAST, RELU_BWD, RELU_FPROP
 
 _BLOCK = 1 << 15  # numbers of a task, whole panels
 _RELU, _RELU_BWD, _ADD = range(3)
@@ -40,6 +41,11 @@ def accumulate_bfloat16(a, b):
     else:
         flat = bits(a.transpose(order).reshape(-1))
         _elementwise(flat, bits(np.ascontiguousarray(b.transpose(order)).reshape(-1)), flat, _ADD)
+
+
+@kernel(CAST, device="cpu", step=1, note="panels in registers, all threads", dtypes=("float32", "bfloat16"))
+def cast_numba(x, *, dtype):
+    return cast(x, dtype)
 
 
 def _apply(op, a, b):
