@@ -2,6 +2,7 @@
 
 from . import (
     bfloat16_kernels,
+    bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
     cuda_kernels,
@@ -22,6 +23,7 @@ from . import (
 
 __all__ = [
     "bfloat16_kernels",
+    "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",
     "cuda_kernels",

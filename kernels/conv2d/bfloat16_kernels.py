@@ -2,8 +2,7 @@
 
     fprop, dgrad   a pair is two neighbouring channels of a pixel: side by side in the padded rows as they lie, and side
                    by side in panels of filters (panels, R, S*C/2, width, 2)
-    wgrad          a pair is two neighbouring output pixels: dy is interleaved by pixel pairs (P, Q/2, K, 2), and so is,
-                   for each column s of the filter, what the taps see: (H, S, Q/2, C, 2)
+    wgrad          in bfloat16_wgrad.py
 
 Multiplied in bfloat16, summed in float32, rounded once. On a host that multiplies pairs by one instruction this is
 twice as many products per second as float32 has; elsewhere pairs are widened in registers, at float32's speed.
@@ -11,7 +10,6 @@ twice as many products per second as float32 has; elsewhere pairs are widened in
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 from numba import prange
 
@@ -24,13 +22,12 @@ from ..registry import kernel
 from .direct_kernels import padded, residues_are_convolutions
 from .numba_kernels import residues
 from .packing import pack
-from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
+from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 _ROWS = 8  # of a tile of two vectors
 _NARROW_ROWS = 16  # of a tile of one: as many sums under way
 _LANES = lanes(np.float32)
-_PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
-_DTYPES, BFLOAT16 = ("bfloat16",), np.dtype(ml_dtypes.bfloat16)
+_DTYPES = ("bfloat16",)
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
@@ -74,89 +71,6 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
         chosen = _paired(panels[:, r_taps][:, :, s_taps])
         _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
-
-
-def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return groups == 1 and dilation[1] == 1 and dy.shape[1] % _LANES == 0 and x.shape[1] % _LANES == 0 and dy.size > 0
-
-
-@kernel(
-    CONV2D_WGRAD,
-    device="cpu",
-    step=4,
-    supports=_wgrad_supports,
-    dtypes=_DTYPES,
-    note="products of pairs of pixels: dy and what the taps see, interleaved",
-)
-def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    x, dy, (r, s) = bits(to_nhwc(x)), bits(to_nhwc(dy)), kernel_hw
-    (n, _, _, k), c = dy.shape, x.shape[3]
-    # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
-    splits = max(1, min(n, 16, _PARTIALS // (r * s * c * k)))
-    partial = np.zeros((splits, r, s * c, k), np.float32)
-    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
-    dw = partial.sum(0).reshape(r, s, c, k).transpose(3, 2, 0, 1)
-    return cast(np.ascontiguousarray(dw), BFLOAT16)
-
-
-@njit(parallel=True)
-def _wgrad(x, dy, partial, taps, stride, padding, dilation):
-    n, splits = x.shape[0], partial.shape[0]
-    for t in prange(splits):
-        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
-        for i in range(first, last):
-            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
-
-
-@njit()
-def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
-    (h_size, _, c), (p_size, q_size, k), r_size = x.shape, dy.shape, dw.shape[0]
-    pairs = (q_size + 1) // 2
-    upstream = np.empty((p_size, pairs, k), np.uint32)
-    for p in range(p_size):
-        _interleave(dy[p], upstream[p], 0, 1)
-    height = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1
-    seen = np.empty((height, taps, pairs, c), np.uint32)
-    for i in range(height):
-        h = i - padding[0]
-        if 0 <= h < h_size:
-            for s in range(taps):
-                _interleave(x[h], seen[i, s], s - padding[1], stride[1])
-        else:
-            seen[i] = 0
-    wide = k % (2 * _LANES) == 0
-    width, tile_rows = (2 * _LANES, _ROWS) if wide else (_LANES, _NARROW_ROWS)
-    line = taps * pairs * c
-    for r in range(r_size):
-        for s in range(taps):
-            for i in range(0, c, tile_rows):
-                a = seen[r * dilation, s, 0, i:].ctypes.data
-                for j in range(0, k, width):
-                    b, out = upstream[0, 0, j:].ctypes.data, dw[r, s * c + i, j:].ctypes.data
-                    if wide:
-                        multiply_pairs_2d(
-                            a, 1, c, stride[0] * line, b, k, pairs * k,
-                            out, k, pairs, p_size, True, _ROWS, 2, dw.dtype,
-                        )  # fmt: skip
-                    else:
-                        multiply_pairs_2d(
-                            a, 1, c, stride[0] * line, b, k, pairs * k,
-                            out, k, pairs, p_size, True, _NARROW_ROWS, 1, dw.dtype,
-                        )  # fmt: skip
-
-
-@njit()
-def _interleave(row, pairs, first, stride):
-    """pairs[j, c] = row[first + 2 j stride, c] and the pixel `stride` further, zeros outside of the row (W, C)."""
-    for j in range(pairs.shape[0]):
-        left = first + 2 * j * stride
-        right = left + stride
-        has_left, has_right = 0 <= left < row.shape[0], 0 <= right < row.shape[0]
-        a, b = row[left if has_left else 0], row[right if has_right else 0]
-        keep_a, keep_b = np.uint32(0xFFFF if has_left else 0), np.uint32(0xFFFF if has_right else 0)
-        out = pairs[j]
-        for l in range(out.size):
-            out[l] = (np.uint32(a[l]) & keep_a) | ((np.uint32(b[l]) & keep_b) << np.uint32(16))
 
 
 def _paired(panels):
