@@ -17,9 +17,11 @@ from typing import Any
 
 from .autocast import autocast
 from .device import namespace_of
+from .dispatch import run
 from .engine import Tensor
 from .ops import mul
 from .optim import Optimizer
+from .optim.optimizer import alike
 
 __all__ = ["GradScaler", "autocast"]
 
@@ -75,12 +77,19 @@ class GradScaler:
             raise ValueError(
                 f"GradScaler: gradients of {', '.join(narrow)} cannot be unscaled: keep the weights float32"
             )
-        overflow = False
+        found = []
+        for members in alike(tensors, lambda _: None):
+            first = members[0].array
+            found.append(namespace_of(first).zeros(1, first.dtype))
+            run(
+                "unscale",
+                namespace_of(first).full(1, 1 / self._scale, first.dtype),
+                found[-1],
+                *(g.array for g in members),
+            )
         for grad in tensors:
-            grad.array[...] *= 1 / self._scale
             grad.version[0] += 1
-            overflow = overflow or not bool(namespace_of(grad.array).isfinite(grad.array).all())
-        self._overflows[id(optimizer)] = overflow
+        self._overflows[id(optimizer)] = any(float(flag[0]) != 0 for flag in found)
 
     def overflowed(self, optimizer: Optimizer) -> bool:
         """Whether the gradients, which are unscaled, hold a NaN or infinity, so that `step` will leave them out."""

@@ -141,6 +141,12 @@ def autocasts(op: Callable[P, R]) -> Callable[P, R]:
     return casting
 
 
+def low_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as an op of LOW_PRECISION gets them: for ops whose tensors come in lists."""
+    dtype = state.autocast.get(tensors[0].device.type) if state.autocast else None
+    return tensors if dtype is None else tuple(_in(t, dtype) for t in tensors)
+
+
 def _in(value: Any, dtype: np.dtype) -> Any:
     """A floating tensor in another precision; float64, and what is no floating tensor, as it is."""
     if not isinstance(value, Tensor) or value.dtype == dtype or value.dtype.name not in _CASTABLE:

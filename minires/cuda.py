@@ -14,7 +14,7 @@ Within a capture Python runs once, the GPU not at all; a replay runs the GPU, an
   (`make_graphed_step` does it). Memory of the capture comes from a pool that the graph keeps; a replay allocates none.
 - What the host knows anew at every step is `fed`: a learning rate, the key of dropout's numbers. Its function is asked
   again before every replay. A number passed to a kernel by value stays what it was at the capture.
-- Nothing may wait for the GPU (`loss.item()`), and nothing may be copied from the host. Either is refused: RuntimeError.
+- Nothing may wait for the GPU (`loss.item()`), and nothing may be copied from the host: either is a RuntimeError.
 
 `make_graphed_step(step)` captures and replays a function of tensors by itself, and runs it as it is where it has to.
 Source: CUDA C++ Programming Guide, "CUDA Graphs"; PyTorch's torch.cuda.CUDAGraph, torch.cuda.graph.
@@ -46,7 +46,9 @@ class _Local(threading.local):
 
 
 _local = _Local()
-_lingering: list[Any] = []  # pools of graphs that are gone, with arrays that are not: CuPy frees a pool's memory with it
+_lingering: list[
+    Any
+] = []  # pools of graphs that are gone, with arrays that are not: CuPy frees a pool's memory with it
 
 
 def is_available() -> bool:

@@ -216,9 +216,7 @@ class _Module(types.ModuleType):
         super().__init__("cupy")
         self.__spec__, self._real, self.ndarray = real.__spec__, real, ndarray
         runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
-        self.cuda = types.SimpleNamespace(
-            runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc, **vars(streams.names)
-        )
+        self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc, **vars(streams.names))
         assert all(hasattr(real.cuda, name) for name in vars(streams.names))
         self.get_default_memory_pool = lambda: streams.default
         self.get_default_pinned_memory_pool = lambda: streams.pinned_pool

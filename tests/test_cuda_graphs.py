@@ -4,6 +4,8 @@ What this shows: that a step can be captured, that its replays depend on nothing
 what cannot be captured is noticed. What it cannot show: CuPy's capture itself, and how fast a replay is.
 """
 
+import gc
+
 import numpy as np
 import pytest
 from minires.kernels.cuda import compile as compiler
@@ -72,7 +74,7 @@ class Training:
         self.clip, self.smoothing = clip, smoothing
         self.step = body or self.body
         if graphed:
-            self.step = cuda.make_graphed_step(self.step, warmup=2, note=(notes if notes is not None else []).append)
+            self.step = cuda.make_graphed_step(self.step, warmup=1, note=(notes if notes is not None else []).append)
         self.losses = []
 
     def body(self, images, labels):
@@ -87,7 +89,7 @@ class Training:
         """Steps on batches of these sizes; what the training is after them, as bytes."""
         rng = np.random.default_rng(0)
         for n in sizes:
-            images = np.ascontiguousarray(rng.standard_normal((n, 9, 8, 3), np.float32)).transpose(0, 3, 1, 2)
+            images = np.ascontiguousarray(rng.standard_normal((n, 6, 5, 3), np.float32)).transpose(0, 3, 1, 2)
             labels = rng.integers(0, 5, n)
             results = self.step(*(minires.tensor(v, device="cuda") for v in (images, labels)))
             self.losses.append([r.item() for r in results])
@@ -100,18 +102,16 @@ class Training:
 
 @pytest.mark.parametrize(
     "settings",
-    [dict(p=0.4), dict(make_optimizer=adamw, clip=0.5), dict(smoothing=0.1, clip=0.5)],
-    ids=["sgd with dropout", "adamw, clipped", "smoothed labels, clipped"],
+    [dict(p=0.4), dict(make_optimizer=adamw, clip=0.5, smoothing=0.1)],
+    ids=["sgd with dropout", "adamw, clipped, smoothed labels"],
 )
 def test_replays_are_equal_to_eager_steps_bit_for_bit(settings):
     """With a learning rate and dropout's numbers that change at every step, and batches of another size in between."""
-    sizes, notes = [3, 3, 3, 3, 2, 3, 3], []
+    sizes, notes = [3, 3, 2, 3], []
     graphed = Training(**settings, notes=notes)
     assert graphed.run(sizes) == Training(**settings, graphed=False).run(sizes)
     assert graphed.step.captured and not graphed.step.refused
-    assert notes == [
-        "CUDA graphs: a batch has another shape than the captured one; such a step runs without its graph"
-    ]
+    assert notes == ["CUDA graphs: a batch has another shape than the captured one; such a step runs without its graph"]
 
 
 def test_a_capturable_optimizer_computes_what_a_plain_one_does():
@@ -123,7 +123,7 @@ def test_a_capturable_optimizer_computes_what_a_plain_one_does():
                 group["capturable"] = False
             return optimizer
 
-        assert Training(make, graphed=False).run([3] * 3) == Training(plain, graphed=False).run([3] * 3)
+        assert Training(make, graphed=False).run([3] * 2) == Training(plain, graphed=False).run([3] * 2)
 
 
 def test_a_capture_does_nothing_and_a_replay_everything():
@@ -189,7 +189,7 @@ def test_a_refused_step_has_changed_nothing():
         return results
 
     training = Training(p=0.4, body=body)
-    assert training.run([3] * 4) == Training(p=0.4, graphed=False).run([3] * 4)
+    assert training.run([3] * 3) == Training(p=0.4, graphed=False).run([3] * 3)
     assert training.step.refused
 
 
@@ -197,7 +197,7 @@ def test_a_refused_step_has_changed_nothing():
 def test_an_optimizer_with_numbers_of_the_host_is_refused(make):
     notes = []
     training = Training(make, notes=notes)
-    training.run([3] * 4)
+    training.run([3] * 2)
     assert "has numbers of the host, which a CUDA graph cannot ask" in training.step.refused and len(notes) == 1
 
 
@@ -216,9 +216,9 @@ def test_a_learning_rate_that_is_baked_in_is_seen():
     ends = []
     for graphed in (True, False):
         training = Training(graphed=graphed, body=body)
-        ends.append(training.run([3] * 5))
+        ends.append(training.run([3] * 3))
     assert ends[0][0] != ends[1][0], "the planted fault went unnoticed"
-    assert ends[0][2][:3] == ends[1][2][:3], "only what follows the second replay differs"
+    assert ends[0][2][:2] == ends[1][2][:2] != ends[0][2][1:], "only what follows the first replay differs"
 
 
 def test_a_replay_that_allocates_is_refused():
@@ -233,13 +233,13 @@ def test_a_replay_that_allocates_is_refused():
 
 def test_a_replay_allocates_nothing():
     training = Training()
-    training.run([3] * 4)
+    training.run([3] * 2)
     used = device_double.streams.default.used_bytes(), training.step._graph.pool().used_bytes()
     training.step._graph.replay()
     assert used == (device_double.streams.default.used_bytes(), training.step._graph.pool().used_bytes())
 
 
-def test_memory_that_is_gone_is_seen():
+def test_memory_that_is_gone_is_seen(launched):
     """The planted fault: an input that nobody keeps."""
     x = minires.tensor(np.ones(3, np.float32), device="cuda")
     graph = cuda.CUDAGraph()
@@ -248,6 +248,8 @@ def test_memory_that_is_gone_is_seen():
     graph.replay()
     assert y.tolist() == [1, 1, 1]
     del x
+    launched.clear()
+    gc.collect()  # the interpreter's
     with pytest.raises(CUDARuntimeError, match="freed since"):
         graph.replay()
 
@@ -255,10 +257,10 @@ def test_memory_that_is_gone_is_seen():
 def test_hooks_see_every_step():
     notes = []
     training = Training(notes=notes)
-    training.run([3] * 3)
+    training.run([3] * 2)
     with TraceHook() as trace:
         training.run([3])
-    assert trace.ops and notes == [
+    assert len(str(trace)) > 100 and notes == [
         "CUDA graphs: hooks are entered, which watch ops as they run; such a step runs without its graph"
     ]
 

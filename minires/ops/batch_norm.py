@@ -49,8 +49,8 @@ class BatchNorm(Function):
             inv_std = 1 / xp.sqrt(var + eps)
             if running_mean is not None and x.size:
                 m = x.size // c
-                _move(running_mean, mean, momentum)
-                _move(running_var, var * (m / (m - 1)), momentum)
+                move(running_mean, mean, momentum)
+                move(running_var, var * (m / (m - 1)), momentum)
         else:
             mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
@@ -72,7 +72,7 @@ def _wide(a: Any) -> Any:
     return a.astype("float32") if a is not None and a.dtype.itemsize == 2 else a
 
 
-def _move(running: Any, value: Any, momentum: float) -> None:
+def move(running: Any, value: Any, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * value, in place; real statistics ignore a complex step."""
     value = value if running.dtype.kind == "c" else value.real
     running[...] = (1 - momentum) * running + momentum * value

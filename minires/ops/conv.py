@@ -89,6 +89,13 @@ def checked(
     return input, dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
+def out_hw(hw: tuple[int, ...], rs: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(P, Q), how many windows of (R, S) an image of (H, W) has along its axes."""
+    axes = zip(hw, rs, stride, padding, dilation, strict=True)
+    p, q = ((n + 2 * a - d * (taps - 1) - 1) // u + 1 for n, taps, u, a, d in axes)
+    return p, q
+
+
 def pair(value: Any, name: str, least: int = 1) -> Pair:
     """An int or a pair of ints as a pair; ValueError naming the parameter for anything else."""
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
