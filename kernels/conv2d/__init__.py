@@ -1,6 +1,8 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    bfloat16_kernels,
+    bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
     cuda_fused,
@@ -26,6 +28,8 @@ from . import (
 )
 
 __all__ = [
+    "bfloat16_kernels",
+    "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",
     "cuda_fused",
