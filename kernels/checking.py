@@ -123,7 +123,7 @@ class Trial:
     def output_dtypes(self) -> tuple[str, ...]:
         """The dtypes of the outputs, or of what is in their place where the definition gives no float."""
         if self.problem.writes:
-            return tuple(self.arrays[name].dtype.name for name in self.problem.writes if self.arrays[name] is not None)
+            return tuple(a.dtype.name for a in self._written(self.arrays, None))
         if self.problem.output_dtypes is None:
             return (self.dtype,) * len(self.wanted)
         return self.problem.output_dtypes(self.dtype, **self.params)
@@ -150,15 +150,16 @@ class Trial:
         return _as_tuple(self._written(dict(zip(arrays, values, strict=True)), returned))
 
     def _written(self, arrays: dict, returned: Any) -> Any:
-        writes = self.problem.writes
-        return tuple(arrays[name] for name in writes if arrays[name] is not None) if writes else returned
+        if not self.problem.writes:
+            return returned
+        return tuple(a for name, a in arrays.items() if a is not None and self.problem.overwrites(name))
 
     def run(self, kernel: Callable[..., Any], layout: str = "contiguous", arrays: dict | None = None) -> tuple:
         """The kernel's outputs for copies of the inputs in `layout`. Wrong where it raises or changes an input."""
         copies, buffers = {}, {}
         for name, a in (self.arrays if arrays is None else arrays).items():
             copies[name], buffers[name] = (None, None) if a is None else lay_out(a, layout)
-            if layout == "strided" and a is not None and a.ndim and name not in self.problem.writes:
+            if layout == "strided" and a is not None and a.ndim and not self.problem.overwrites(name):
                 copies[name].flags.writeable = False  # as gradients made by np.broadcast_to are
         before = {name: b.copy() for name, b in buffers.items() if b is not None}
         try:
@@ -167,7 +168,7 @@ class Trial:
         except Exception as error:  # whatever a kernel raises is the verdict on it
             raise Wrong("raised", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
         for name, old in before.items():
-            if name in self.problem.writes:  # its elements are the output; what lies between them is not
+            if self.problem.overwrites(name):  # its elements are the output; what lies between them is not
                 lay_out_as(buffers[name], old, copies[name])
             if buffers[name].tobytes() != old.tobytes():
                 raise Wrong("input changed", f"{name} is not what it was before the call")

@@ -46,7 +46,7 @@ class Problem:
     error_scale(*arrays, **params): for each output, the elementwise magnitude that its rounding error is relative
         to, usually the definition applied to absolute values: |error| <= error_factor * eps * error_scale.
     writes: names of arguments that kernels overwrite in place (optimizer steps). Such a problem's outputs are these
-        arguments after the call.
+        arguments after the call. The arrays of a `*list` are named p0, p1, ...: "p" here means all of them.
     exact_dtype: False where an output's dtype is its own matter (indices).
     wide: names of arguments that are float32 where the others have 16 bits: parameters, statistics.
     output_dtypes(dtype, **params) -> for each output the name of its dtype, where that is not always the inputs' own.
@@ -63,6 +63,10 @@ class Problem:
     exact_dtype: bool = True
     wide: tuple[str, ...] = ()
     output_dtypes: Callable[..., tuple[str, ...]] | None = None
+
+    def overwrites(self, name: str) -> bool:
+        """Whether kernels overwrite the argument of that name."""
+        return name in self.writes or name.rstrip("0123456789") in self.writes
 
     @functools.cached_property
     def arguments(self) -> tuple[str, ...]:

@@ -119,4 +119,3 @@ def synchronize(*arrays: Any) -> None:
     """Wait until the device of the arrays has done what it was given; nothing to wait for on the CPU."""
     if (where := device_of(*arrays)).type == "cuda":
         sys.modules["cupy"].cuda.Device(where.index).synchronize()
-

@@ -13,7 +13,6 @@ import weakref
 
 import numpy as np
 
-
 IN_PLACE = {f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor".split()}
 
 
@@ -38,8 +37,9 @@ class Recorder:
 
     def launch(self, launch, run):
         """A launch of a kernel; `run` does it."""
-        args = tuple(self.kept(a) if isinstance(a, np.ndarray) and a.ndim else a for a in launch.args)
-        self.work.append(lambda: run(dataclasses.replace(launch, args=tuple(map(_there, args)))))
+        args = tuple(self.deep(a) if isinstance(a, tuple) or getattr(a, "ndim", 0) else a for a in launch.args)
+        bare = dataclasses.replace(launch, args=())
+        self.work.append(lambda: run(dataclasses.replace(bare, args=tuple(map(_there, args)))))
 
     def function(self, function, args, kwargs, results):
         """An array function that made `results` (None: no new memory), or wrote into its arguments."""
@@ -168,7 +168,9 @@ class Streams:
                 for array, value in reversed(recorder.undo):
                     array[...] = value
                 if recorder.spoilt:
-                    raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+                    raise CUDARuntimeError(
+                        "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error"
+                    )
                 return Graph(recorder.work)
 
             def is_capturing(self):

@@ -1,6 +1,8 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    bfloat16_kernels,
+    bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
     cuda_fused,
@@ -9,6 +11,7 @@ from . import (
     cuda_vectorised,
     cuda_wgmma,
     direct_kernels,
+    epilogue,
     fused_numpy,
     fused_problem,
     numba_kernels,
@@ -17,6 +20,7 @@ from . import (
     pointwise_kernels,
     problem,
     wgrad_kernels,
+    wgrad_pointwise,
     widened_kernels,
     winograd,
     winograd_kernels,
@@ -24,6 +28,8 @@ from . import (
 )
 
 __all__ = [
+    "bfloat16_kernels",
+    "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",
     "cuda_fused",
@@ -32,6 +38,7 @@ __all__ = [
     "cuda_vectorised",
     "cuda_wgmma",
     "direct_kernels",
+    "epilogue",
     "fused_numpy",
     "fused_problem",
     "numba_kernels",
@@ -40,6 +47,7 @@ __all__ = [
     "pointwise_kernels",
     "problem",
     "wgrad_kernels",
+    "wgrad_pointwise",
     "widened_kernels",
     "winograd",
     "winograd_kernels",

@@ -64,11 +64,8 @@ def from_host(kernel: Kernel) -> Kernel:
         roots = {id(root): (root, _cupy().asarray(root)) for a in arrays if a is not None for root in [_root(a)]}
         there = [None if a is None else _view(a, *roots[id(_root(a))]) for a in arrays]
         result = kernel.fn(*there, **params)
-        names = list(dict(zip(kernel.problem.reference.__code__.co_varnames, arrays, strict=False)))
-        for name, a in zip(names, arrays, strict=True):
-            if a is not None and name in kernel.problem.writes:
-                root, memory = roots[id(_root(a))]
-                root[...] = memory.get()
+        for root, memory in roots.values() if kernel.problem.writes else ():
+            root[...] = memory.get()
         back = tuple(None if y is None else y.get() for y in (result if isinstance(result, tuple) else (result,)))
         return back if isinstance(result, tuple) else back[0]
 

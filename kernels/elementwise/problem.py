@@ -11,7 +11,6 @@ Complex numbers are rectified by their real part, which is analytic on either si
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from ..registry import BENCH, HALVES, TEST, Case, Problem

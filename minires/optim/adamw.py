@@ -8,7 +8,7 @@
 t counts the steps of the parameter from 1; the divisions by 1 - beta^t undo that m and v start at zero. With amsgrad,
 the largest v so far takes the place of v.
 Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2;
-Reddi et al. 2018 (amsgrad).
+Reddi et al. 2018 (amsgrad). Computed by the kernels of `adamw_step`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..cuda import fed
-from ..device import is_cuda_array, namespace_of
-from .optimizer import Optimizer, check_at_least_zero, kept_array
+from ..dispatch import run
+from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
 
 class AdamW(Optimizer):
@@ -50,37 +50,26 @@ class AdamW(Optimizer):
         if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
 
-    def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One step of one parameter."""
-        xp = namespace_of(p)
-        eps, decay = float(group["eps"]), float(group["weight_decay"])
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """One step of all of them, in one call for each device, dtype and number of steps made."""
+        decay, amsgrad = float(group["weight_decay"]), bool(group["amsgrad"])
         beta1, beta2 = map(float, group["betas"])
-        m, v = kept_array(state, "exp_avg", p), kept_array(state, "exp_avg_sq", p)
+        settings = dict(beta1=beta1, beta2=beta2, eps=float(group["eps"]), penalty=0.0 if self.decoupled else decay)
+        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+        for members in alike(params, lambda p: self.state.setdefault(p, {}).get("step", 0)):
+            states, arrays = [self.state[p] for p in members], [p.array for p in members]
+            kept = (kept_array(s, name, a) for name in names for s, a in zip(states, arrays, strict=True))
 
-        def scalars() -> tuple[float, float, float]:
-            """What a step's number and learning rate decide; counts the step."""
-            lr, t = float(group["lr"]), int(state.get("step", 0)) + 1
-            state["step"] = t
-            return 1 - lr * decay, (1 - beta2**t) ** 0.5, lr / (1 - beta1**t)
+            def factors(states: list[dict[str, Any]] = states) -> tuple[float, float, float]:
+                """What a step's number and learning rate decide; counts the step."""
+                lr, t = float(group["lr"]), int(states[0].get("step", 0)) + 1
+                for state in states:
+                    state["step"] = t
+                return 1 - lr * decay if self.decoupled else 1.0, (1 - beta2**t) ** 0.5, lr / (1 - beta1**t)
 
-        shrink, correction, scale = (
-            fed(scalars, (3,), p.dtype, p) if group["capturable"] and is_cuda_array(p) else scalars()
-        )
-        if self.decoupled:
-            p *= shrink
-        elif decay:
-            g = g + decay * p
-        m += (g - m) * (1 - beta1)
-        v *= beta2
-        v += (1 - beta2) * (g * g)
-        if group["amsgrad"]:
-            largest = kept_array(state, "max_exp_avg_sq", p)
-            xp.maximum(largest, v, out=largest)
-            v = largest
-        root = xp.sqrt(v)  # the corrections are applied in PyTorch's order, so that results agree to rounding
-        root /= correction
-        root += eps
-        p -= scale * (m / root)
+            numbers = fed(factors, (3,), computed_in(arrays[0].dtype), arrays[0])  # asked at every replay of a graph
+            gradients = (p.grad.array for p in members)
+            run("adamw_step", numbers, None, *arrays, *gradients, *kept, **settings, amsgrad=amsgrad)
 
 
 class Adam(AdamW):

@@ -14,17 +14,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..cuda import fed
-from ..device import is_cuda_array
 from ..dispatch import run
-from .optimizer import Optimizer, check_at_least_zero, kept_array
+from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent; see the page's head for the formula.
 
     lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
-    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from memory,
-    so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
+    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from
+    memory, so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
     momentum_buffer, like the parameter.
     """
 
@@ -49,17 +48,14 @@ class SGD(Optimizer):
                 f"nesterov=True needs momentum > 0 and dampening 0, not {group['momentum']} and {group['dampening']}"
             )
 
-    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group, with `capturable` on a GPU lr as a float32 array (1,) that is asked for at every replay."""
-        group, p = super().settings(group), group["params"][0].array
-        if not group["capturable"] or not is_cuda_array(p):
-            return group
-        return {**group, "lr": fed(lambda: group["lr"], (1,), "float32", p)}
-
-    def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One step of one parameter."""
-        first = "momentum_buffer" not in state
-        buf = kept_array(state, "momentum_buffer", p) if group["momentum"] != 0 else None
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """One step of all of them, in one call for each device and dtype."""
         settings: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
-        settings["lr"] = group["lr"] if is_cuda_array(group["lr"]) else float(group["lr"])
-        run("sgd_step", p, g, buf, **settings, nesterov=bool(group["nesterov"]), first=first)
+        settings["nesterov"] = bool(group["nesterov"])
+        for members in alike(params, lambda p: "momentum_buffer" not in self.state.setdefault(p, {})):
+            states, arrays = [self.state[p] for p in members], [p.array for p in members]
+            first, like = "momentum_buffer" not in states[0], arrays[0]
+            kept = settings["momentum"] != 0
+            buffers = [kept_array(s, "momentum_buffer", a) for s, a in zip(states, arrays, strict=True)] if kept else []
+            lr = fed(lambda: float(group["lr"]), (1,), computed_in(like.dtype), like)
+            run("sgd_step", lr, None, *arrays, *(p.grad.array for p in members), *buffers, **settings, first=first)
