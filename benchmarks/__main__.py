@@ -5,6 +5,7 @@ import sys
 from cyclopts import App
 
 from .fuzz import fuzz
+from .gradient_error import gradient_error
 from .kernels import kernels
 from .loader import loader
 from .memory import memory
@@ -22,6 +23,7 @@ app.command(loader)
 app.command(memory)
 app.command(transfer)
 app.command(fuzz)
+app.command(gradient_error)
 app.command(roofline)
 app.command(readme)
 

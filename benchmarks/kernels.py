@@ -131,8 +131,7 @@ def _trial(job: _Job) -> Trial:
     problem = job.problem
     if job.layer:
         fast = next(k.fn for k in registry.kernels(problem.name, "cpu") if k.step == 1)
-        scale = lambda *arrays, **params: fast(*map(np.abs, arrays), **params)  # noqa: E731
-        problem = dataclasses.replace(problem, reference=fast, error_scale=scale)
+        problem = dataclasses.replace(problem, reference=fast, error_scale=registry.of_magnitudes(fast))
     return Trial(problem, job.case, "float32")
 
 

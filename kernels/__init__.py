@@ -7,13 +7,29 @@ if __name__ != "minires.kernels":
     raise ImportError("this folder is installed as minires.kernels; `import kernels` would build a second registry")
 
 from . import (
+    adamw,
+    augment,
     batchnorm2d,
     conv2d,
+    dropout,
     elementwise,
     linear,
     pool2d,
     sgd,
     softmax_cross_entropy,
+    unscale,
 )
 
-__all__ = ["batchnorm2d", "conv2d", "elementwise", "linear", "pool2d", "sgd", "softmax_cross_entropy"]
+__all__ = [
+    "adamw",
+    "augment",
+    "batchnorm2d",
+    "conv2d",
+    "dropout",
+    "elementwise",
+    "linear",
+    "pool2d",
+    "sgd",
+    "softmax_cross_entropy",
+    "unscale",
+]

@@ -29,10 +29,9 @@ import numpy as np
 
 from .cpu.jit import get_num_threads, set_num_threads
 from .memory import fill_poison, is_float, is_poison, poisoned
-from .registry import Case, Kernel, Problem
+from .registry import HALVES, Case, Kernel, Problem, computed_in
 
 DTYPES = ("float32", "float64")
-HALVES = ("float16", "bfloat16")  # checked where a kernel names them
 LAYOUTS = ("contiguous", "channels_last", "strided")
 
 
@@ -103,19 +102,31 @@ def check_case(kernel: Kernel, case: Case, seed: int = 0) -> Iterator[Result]:
 class Trial:
     """One case in one dtype: the inputs and, computed when first asked for, what the definition makes of them.
 
+    With a dtype of 16 bits the problem's `wide` arguments are float32.
+
     arrays: inputs by name, C-order. params: keyword parameters. wanted: the outputs, in float64, as a tuple.
     """
 
     def __init__(self, problem: Problem, case: Case, dtype: str, seed: int = 0):
         self.problem, self.case, self.dtype, self.seed = problem, case, dtype, seed
         arrays, self.params = problem.inputs(case, np.random.default_rng(seed))
-        self.arrays = {name: _cast(a, dtype) for name, a in arrays.items()}
+        wide = {name: computed_in(dtype) for name in problem.wide}
+        self.arrays = {name: _cast(a, wide.get(name, dtype)) for name, a in arrays.items()}
         self._wanted: Any = None
         self._scales: dict[Any, tuple] = {}  # by the function that computes them
 
     def suits(self, kernel: Kernel) -> bool:
         """Whether the kernel takes these inputs."""
         return kernel.takes(*self.arrays.values(), **self.params)
+
+    @property
+    def output_dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the outputs, or of what is in their place where the definition gives no float."""
+        if self.problem.writes:
+            return tuple(a.dtype.name for a in self._written(self.arrays, None))
+        if self.problem.output_dtypes is None:
+            return (self.dtype,) * len(self.wanted)
+        return self.problem.output_dtypes(self.dtype, **self.params)
 
     @property
     def wanted(self) -> tuple:
@@ -139,15 +150,16 @@ class Trial:
         return _as_tuple(self._written(dict(zip(arrays, values, strict=True)), returned))
 
     def _written(self, arrays: dict, returned: Any) -> Any:
-        writes = self.problem.writes
-        return tuple(arrays[name] for name in writes if arrays[name] is not None) if writes else returned
+        if not self.problem.writes:
+            return returned
+        return tuple(a for name, a in arrays.items() if a is not None and self.problem.overwrites(name))
 
     def run(self, kernel: Callable[..., Any], layout: str = "contiguous", arrays: dict | None = None) -> tuple:
         """The kernel's outputs for copies of the inputs in `layout`. Wrong where it raises or changes an input."""
         copies, buffers = {}, {}
         for name, a in (self.arrays if arrays is None else arrays).items():
             copies[name], buffers[name] = (None, None) if a is None else lay_out(a, layout)
-            if layout == "strided" and a is not None and a.ndim and name not in self.problem.writes:
+            if layout == "strided" and a is not None and a.ndim and not self.problem.overwrites(name):
                 copies[name].flags.writeable = False  # as gradients made by np.broadcast_to are
         before = {name: b.copy() for name, b in buffers.items() if b is not None}
         try:
@@ -156,7 +168,7 @@ class Trial:
         except Exception as error:  # whatever a kernel raises is the verdict on it
             raise Wrong("raised", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
         for name, old in before.items():
-            if name in self.problem.writes:  # its elements are the output; what lies between them is not
+            if self.problem.overwrites(name):  # its elements are the output; what lies between them is not
                 lay_out_as(buffers[name], old, copies[name])
             if buffers[name].tobytes() != old.tobytes():
                 raise Wrong("input changed", f"{name} is not what it was before the call")
@@ -167,21 +179,21 @@ class Trial:
         if len(got) != len(self.wanted):
             raise Wrong("shape", f"it returns {len(got)} outputs, not {len(self.wanted)}")
         worst = 0.0
-        for i, (y, want, scale) in enumerate(zip(got, self.wanted, self.scale(kernel), strict=True)):
+        outputs = zip(got, self.wanted, self.scale(kernel), self.output_dtypes, strict=True)
+        for i, (y, want, scale, dtype) in enumerate(outputs):
             label = f"output {i}: " if len(got) > 1 else ""
             if (y is None) != (want is None):
                 raise Wrong("shape", f"{label}{'None' if y is None else 'an array'}, which the definition has not")
             if y is not None:
-                worst = max(
-                    worst, self._compare_one(np.asarray(y), np.asarray(want), scale, kernel.error_factor, label)
-                )
+                found = np.asarray(y), np.asarray(want)
+                worst = max(worst, self._compare_one(*found, scale, dtype, kernel.error_factor, label))
         return worst
 
-    def _compare_one(self, y: Any, want: Any, scale: Any, error_factor: float, label: str) -> float:
+    def _compare_one(self, y: Any, want: Any, scale: Any, dtype: str, error_factor: float, label: str) -> float:
         integral = want.dtype.kind in "iub"
         if y.shape != want.shape:
             raise Wrong("shape", f"{label}{y.shape}, not {want.shape}")
-        expected = want.dtype if integral else np.dtype(self.dtype)
+        expected = want.dtype if integral else np.dtype(dtype)
         if y.dtype != expected and (self.problem.exact_dtype or y.dtype.kind != expected.kind):
             raise Wrong("dtype", f"{label}{y.dtype}, not {expected}")
         if (unwritten := is_poison(y) & (y != want)).any():
@@ -190,8 +202,8 @@ class Trial:
         if integral:
             error, allowed = (y != want).astype(float), 0.0
         else:
-            allowed, limits, y = error_factor, ml_dtypes.finfo(self.dtype), y.astype(np.float64)
-            if self.dtype in HALVES:  # computed in float32, and rounded once
+            allowed, limits, y = error_factor, ml_dtypes.finfo(dtype), y.astype(np.float64)
+            if dtype in HALVES:  # computed in float32, and rounded once
                 allowed = min(allowed, 1.0)
             with np.errstate(all="ignore"):
                 # A product that underflows is off by the least subnormal number, eps * tiny; an exact output never is.
@@ -289,7 +301,8 @@ def _same_signature(kernel: Kernel) -> None:
 
 def _stir_heap(trial: Trial) -> None:
     """Leave poison in the memory that an output probably gets next, for kernels that use np.empty."""
-    waste = [np.zeros(y.shape, trial.dtype if is_float(y.dtype) else y.dtype) for y in trial.wanted if y is not None]
+    outputs = zip(trial.wanted, trial.output_dtypes, strict=True)
+    waste = [np.zeros(y.shape, dtype if is_float(y.dtype) else y.dtype) for y, dtype in outputs if y is not None]
     for array in waste:
         fill_poison(array)
 

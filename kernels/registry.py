@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import numpy as np
 
 TEST = frozenset({"test"})
 BENCH = frozenset({"bench"})
+HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,10 @@ class Problem:
     error_scale(*arrays, **params): for each output, the elementwise magnitude that its rounding error is relative
         to, usually the definition applied to absolute values: |error| <= error_factor * eps * error_scale.
     writes: names of arguments that kernels overwrite in place (optimizer steps). Such a problem's outputs are these
-        arguments after the call.
+        arguments after the call. The arrays of a `*list` are named p0, p1, ...: "p" here means all of them.
     exact_dtype: False where an output's dtype is its own matter (indices).
+    wide: names of arguments that are float32 where the others have 16 bits: parameters, statistics.
+    output_dtypes(dtype, **params) -> for each output the name of its dtype, where that is not always the inputs' own.
     """
 
     name: str
@@ -56,6 +61,28 @@ class Problem:
     error_scale: Callable[..., Any]
     writes: tuple[str, ...] = ()
     exact_dtype: bool = True
+    wide: tuple[str, ...] = ()
+    output_dtypes: Callable[..., tuple[str, ...]] | None = None
+
+    def overwrites(self, name: str) -> bool:
+        """Whether kernels overwrite the argument of that name."""
+        return name in self.writes or name.rstrip("0123456789") in self.writes
+
+    @functools.cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arrays, in order; those of a `*list` at the end have none."""
+        parameters = inspect.signature(self.reference).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def computed_in(dtype: str) -> str:
+    """The dtype that numbers of this one are computed in: float32 for those of 16 bits, else the same."""
+    return "float32" if dtype in HALVES else dtype
+
+
+def of_magnitudes(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A definition applied to absolute values: what a sum of products can lose is relative to this."""
+    return lambda *arrays, **params: reference(*(None if a is None else np.abs(a) for a in arrays), **params)
 
 
 def always(*arrays, **params) -> bool:
@@ -86,9 +113,15 @@ class Kernel:
     def takes(self, *arrays, **params) -> bool:
         """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
         known = "any" in self.dtypes or all(
-            _name(a.dtype) in self.dtypes for a in arrays if a is not None and a.dtype.kind in "fcV"
+            itertools.starmap(self._knows, itertools.zip_longest(self.problem.arguments, arrays))
         )
         return known and self.supports(*arrays, **params)
+
+    def _knows(self, argument: str | None, a: Any) -> bool:
+        """Whether it takes the dtype of an argument: one that it names, or float32 for what is wide beside 16 bits."""
+        if a is None or a.dtype.kind not in "fcV" or _name(a.dtype) in self.dtypes:
+            return True
+        return argument in self.problem.wide and _name(a.dtype) in map(computed_in, self.dtypes)
 
     def rank_for(self, *arrays, **params) -> float:
         """How strongly dispatch wants this kernel for these inputs: its own `rank`, else its step of the ladder."""

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as _np
 
+from . import cuda
 from . import ops as _ops
+from .autocast import autocast, get_autocast_dtype, is_autocast_enabled
 from .capture import ablate, capture, patch
 from .creation import (
     arange,
@@ -36,7 +38,7 @@ from .creation import (
     zeros,
     zeros_like,
 )
-from .device import cuda, device
+from .device import device
 from .dispatch import autotune, exact, use_kernels
 from .engine import Tensor
 from .gradcheck import gradcheck
@@ -46,6 +48,7 @@ from .state import no_grad, set_grad_enabled, unfused
 from .state import state as _state
 
 if TYPE_CHECKING:
+    from . import amp as amp
     from . import data as data
     from . import hooks as hooks
     from . import models as models
@@ -65,6 +68,7 @@ __all__ = [
     "ablate",
     "arange",
     "as_tensor",
+    "autocast",
     "autotune",
     "bool",
     "capture",
@@ -81,12 +85,14 @@ __all__ = [
     "from_numpy",
     "full",
     "full_like",
+    "get_autocast_dtype",
     "get_rng_state",
     "gradcheck",
     "half",
     "int",
     "int32",
     "int64",
+    "is_autocast_enabled",
     "is_grad_enabled",
     "linspace",
     "long",
@@ -111,7 +117,7 @@ __all__ = [
 ]
 __all__ += _ops.__all__
 
-_MODULES = ("cli", "data", "hooks", "interop", "models", "nn", "optim", "study", "train")
+_MODULES = ("amp", "cli", "data", "hooks", "interop", "models", "nn", "optim", "study", "train")
 _LAZY = {
     "set_num_threads": ".kernels.cpu.jit",
     "get_num_threads": ".kernels.cpu.jit",

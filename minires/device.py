@@ -90,6 +90,11 @@ def _cupy() -> tuple[Any, str]:
     return cupy, ""
 
 
+def cuda_is_available() -> bool:
+    """Whether CuPy is installed, finds a GPU, and can compile for it: `minires.cuda.is_available()`."""
+    return importlib.util.find_spec("cupy") is not None and not _cupy()[1]
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
@@ -114,12 +119,3 @@ def synchronize(*arrays: Any) -> None:
     """Wait until the device of the arrays has done what it was given; nothing to wait for on the CPU."""
     if (where := device_of(*arrays)).type == "cuda":
         sys.modules["cupy"].cuda.Device(where.index).synchronize()
-
-
-class cuda:
-    """`minires.cuda`, as far as it concerns whether there is one."""
-
-    @staticmethod
-    def is_available() -> bool:
-        """True where CuPy is installed, finds a GPU, and can compile for it."""
-        return importlib.util.find_spec("cupy") is not None and not _cupy()[1]

@@ -71,7 +71,7 @@ def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]
         problem,
         device,
         *(None if a is None else (a.shape, a.dtype) for a in arrays),
-        *(item for item in params.items() if not isinstance(item[1], float)),
+        *(item for item in params.items() if not _is_value(item[1])),
     )
     if key not in _takers or _takers[key][0] is not registered:  # other kernels were registered since
         if len(_takers) >= _MOST_TAKERS:
@@ -165,8 +165,13 @@ def _named(problem: str, name: str, candidates: list[Any]) -> Any:
 
 
 def _frozen(params: dict) -> tuple:
-    """Parameters as a key; without floats (a learning rate): they do not change how long a kernel takes."""
-    return tuple(sorted((name, str(value)) for name, value in params.items() if not isinstance(value, float)))
+    """Parameters as a key; without values: they do not change how long a kernel takes."""
+    return tuple(sorted((name, str(value)) for name, value in params.items() if not _is_value(value)))
+
+
+def _is_value(parameter: Any) -> bool:
+    """Whether it is a float or an array of one number (a learning rate), on which no choice depends."""
+    return isinstance(parameter, float) or hasattr(parameter, "strides")
 
 
 def _tuples(value: Any) -> Any:

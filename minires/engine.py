@@ -91,7 +91,7 @@ class Tensor(Methods):
             raise RuntimeError("backward() needs a tensor that requires gradients and was computed with them enabled")
         dy = getattr(gradient, "array", gradient)
         if gradient is None and self.array.size == 1:
-            dy = np.ones(self.shape)
+            dy = namespace_of(self.array).ones(self.shape, self.dtype)
         if np.shape(dy) != self.shape:
             raise ValueError(f"backward() of a tensor of shape {self.shape} needs a `gradient` of that shape")
         _walk_back(self.node or self, namespace_of(self.array).asarray(dy, self.dtype), retain_graph)

@@ -1,4 +1,4 @@
-"""What is switched on in this thread: gradients, hooks, and the module whose `forward` is running."""
+"""What is switched on in this thread: gradients, hooks, mixed precision, and the module whose `forward` is running."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ class Scope(NamedTuple):
 
 class _State(threading.local):
     """grad_enabled: whether ops remember what backward needs. fuse: whether fused ops run as one. hooks: those entered
-    with `with SomeHook():`, outermost first. scope: the innermost running module."""
+    with `with SomeHook():`, outermost first. scope: the innermost running module. autocast: what to cast to, by device
+    type; casts: weights that are cast already, None outside of regions (autocast.py)."""
 
     def __init__(self) -> None:
         self.grad_enabled = self.fuse = True
         self.hooks: list[Any] = []
         self.scope: Scope | None = None
+        self.autocast: dict[str, Any] = {}
+        self.casts: dict[Any, Any] | None = None
 
 
 state = _State()

@@ -2,15 +2,18 @@
 
 What CuPy refuses is refused here: an array never turns into NumPy's by itself, does not mix with NumPy's arrays, and
 has only functions that the installed CuPy has. What differs in kind is the same here: a reduction or an element is an
-array without axes, not a number. Kernels that are launched on these arrays run in the interpreter.
+array without axes, not a number. Kernels that are launched on these arrays run in the interpreter. CUDA graphs, and
+what is refused while one is captured: capture_double.py.
 """
 
 import dataclasses
 import importlib
+import operator
 import sys
 import types
 
 import numpy as np
+from capture_double import IN_PLACE, CUDARuntimeError, Streams
 from minires.kernels.cuda import launch as launches
 from minires.kernels.interpreter import interpret
 
@@ -18,6 +21,9 @@ _CREATE_FROM_HOST = {"array", "asarray", "ascontiguousarray"}
 
 
 _KEEP_ORDER = {"astype", "empty_like", "zeros_like", "ones_like", "full_like"}
+_CUBLAS = {"__matmul__", "__rmatmul__", "matmul", "dot", "tensordot", "einsum", "inner", "vdot"}
+_SIZE_OF_VALUES = {"nonzero", "argwhere", "flatnonzero", "unique", "array_equal"}  # CuPy waits for the GPU in them
+streams = Streams()  # anew for every `install`
 
 
 class ndarray:
@@ -50,13 +56,20 @@ class ndarray:
         return getattr(module(), function.__name__)(*args, **kwargs)
 
     def get(self):
-        return self._host.copy(order="K")
+        return _read(self).copy(order="K")
 
     def item(self):
-        return self._host.item()
+        return _read(self).item()
 
     def tolist(self):
-        return self._host.tolist()
+        return _read(self).tolist()
+
+    def set(self, host, stream=None):
+        if type(host) is not np.ndarray or (host.shape, host.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"set: {type(host)} does not fit an array of {self.dtype} {self.shape}")
+        if streams.recorder is not None:
+            streams.recorder.refuse("set")
+        self._host[...] = host
 
     def __len__(self):
         return len(self._host)
@@ -65,33 +78,67 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self):
-        return bool(self._host)
+        return bool(_read(self))
 
     def __int__(self):
-        return int(self._host)
+        return int(_read(self))
 
     def __index__(self):
-        return self._host.__index__()
+        return _read(self).__index__()
 
     def __float__(self):
-        return float(self._host)
+        return float(_read(self))
 
     def __getitem__(self, key):
-        return _wrap(self._host[_unwrap(key)])
+        return _call(operator.getitem, _named("getitem", key), (self, key), {})
 
     def __setitem__(self, key, value):
-        self._host[_unwrap(key)] = _unwrap(value)
+        _in_place(operator.setitem, _named("setitem", key), self, key, value)
 
     def view(self, *args, **kwargs):
         return _wrap(self._host.view(*args, **kwargs))
 
     def fill(self, value):
-        self._host.fill(_unwrap(value))
+        _in_place(np.ndarray.fill, "fill", self, value)
+
+
+def _read(array):
+    """The host's memory, for a number that the host looks at: the GPU must be waited for."""
+    if streams.recorder is not None:
+        streams.recorder.refuse("memcpy to the host")
+    return array._host
+
+
+def _named(name, key):
+    """An index of bools is as many numbers as are true."""
+    keys = key if isinstance(key, tuple) else (key,)
+    return "nonzero" if any(isinstance(k, ndarray) and k.dtype == bool for k in keys) and name == "getitem" else name
+
+
+def _in_place(function, name, array, *args):
+    """A function that writes into its first argument."""
+    _refuse(name)
+    unwrapped = [_unwrap(a) for a in (array, *args)]
+    if streams.recorder is None:
+        function(*unwrapped)
+        return
+    streams.recorder.write(unwrapped[0])
+    with np.errstate(all="ignore"):
+        function(*unwrapped)
+    streams.recorder.function(function, tuple(unwrapped), {}, ())
+
+
+def _refuse(name):
+    """What CuPy cannot do while a stream captures."""
+    if streams.recorder is not None and name in _CUBLAS:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    if streams.recorder is not None and name in _SIZE_OF_VALUES:
+        streams.recorder.refuse(name)
 
 
 def _method(name):
     def call(self, *args, **kwargs):
-        result = _call(getattr(self._host, name), name, args, kwargs)
+        result = _call(getattr(np.ndarray, name), name, (self, *args), kwargs)
         return self if isinstance(result, ndarray) and result._host is self._host else result
 
     return call
@@ -133,20 +180,33 @@ def _unwrap(value, host_too=False):
 
 def _call(function, name, args, kwargs):
     """A NumPy function on the hosts of our arrays; `out` stays the array that it was."""
-    host_too = name in _CREATE_FROM_HOST
-    out = kwargs.get("out")
-    result = function(
-        *(_unwrap(a, host_too) for a in args), **{key: _unwrap(value, host_too) for key, value in kwargs.items()}
-    )
+    _refuse(name)
+    host_too, recorder, out = name in _CREATE_FROM_HOST, streams.recorder, kwargs.get("out")
+    moved = host_too and not any(isinstance(a, ndarray) for a in args)
+    given = tuple(_unwrap(a, host_too) for a in args), {key: _unwrap(v, host_too) for key, v in kwargs.items()}
+    outs = () if out is None else out if isinstance(out, tuple) else (out,)
+    written = given[0][:1] if name in IN_PLACE else _unwrap(outs)
+    if recorder is None:
+        result = function(*given[0], **given[1])
+    else:
+        recorder.write(*written)
+        with np.errstate(all="ignore"):
+            result = function(*given[0], **given[1])
     if out is not None:
+        if recorder is not None:
+            recorder.function(function, *given, ())
         return out[0] if isinstance(out, tuple) else out
     if result is NotImplemented:
         return result
     if isinstance(result, np.ndarray) and result.base is None and name not in _KEEP_ORDER:
         result = np.asarray(result, order="F" if result.flags.f_contiguous else "C")  # CuPy makes no other orders
-    if host_too and not any(isinstance(a, ndarray) for a in args):  # moved to the device
+    if moved:
         result = np.array(result, order="F" if result.flags.f_contiguous else "C")
-    return _wrap(result)
+        if result.ndim:
+            streams.pinned(result.nbytes)
+    result = _wrap(result)
+    streams.made(function, name, given, result)
+    return result
 
 
 class _Module(types.ModuleType):
@@ -155,8 +215,11 @@ class _Module(types.ModuleType):
     def __init__(self, real):
         super().__init__("cupy")
         self.__spec__, self._real, self.ndarray = real.__spec__, real, ndarray
-        runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
-        self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc)
+        runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
+        self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc, **vars(streams.names))
+        assert all(hasattr(real.cuda, name) for name in vars(streams.names))
+        self.get_default_memory_pool = lambda: streams.default
+        self.get_default_pinned_memory_pool = lambda: streams.pinned_pool
 
     def __getattr__(self, name):
         if not hasattr(self._real, name):
@@ -179,7 +242,7 @@ class _Function:
         return _call(self._function, self._name, args, kwargs)
 
     def at(self, *args):
-        self._function.at(*map(_unwrap, args))
+        _in_place(self._function.at, "at", *args)
 
 
 class _Grid:
@@ -201,6 +264,8 @@ class _Device:
         return False
 
     def synchronize(self):
+        if streams.recorder is not None:
+            streams.recorder.refuse("deviceSynchronize")
         _Device.synchronized += 1
 
     synchronized = 0
@@ -214,6 +279,7 @@ def module():
 def install(monkeypatch):
     """Put the stand-in in the place of CuPy until the test ends; returns the list that launches are recorded in."""
     real = importlib.import_module("cupy")
+    streams.__init__()
     monkeypatch.setitem(sys.modules, "cupy", _Module(real))
     launched = []
 
@@ -222,7 +288,8 @@ def install(monkeypatch):
         assert not any(isinstance(a, np.ndarray) and a.ndim for a in launch.args), (
             "an array of the host's was launched on"
         )
-        interpret(dataclasses.replace(launch, args=tuple(_unwrap(a, host_too=True) for a in launch.args)))
+        launch = dataclasses.replace(launch, args=tuple(_unwrap(a, host_too=True) for a in launch.args))
+        interpret(launch) if streams.recorder is None else streams.recorder.launch(launch, interpret)
 
     monkeypatch.setattr(launches, "_executor", execute)
     return launched

@@ -54,6 +54,16 @@ def test_kernels_are_checked_then_ranked(tmp_path):
     assert wrong["verdict"].startswith("wrong value") and not wrong["median_ms"]
 
 
+def test_gradient_error_is_measured_and_drawn(tmp_path):
+    output = tmp_path / "error.csv"
+    done = _run(*"gradient-error resnet20 --batch 2 --size 8 --draws 1 --no-peer --output".split(), output)
+    assert done.returncode == 0, done.stderr
+    errors = {(row["variant"], row["layer"]): float(row["error"]) for row in _rows(output)}
+    assert len(errors) == 3 * 19 and (tmp_path / "error.png").stat().st_size > 10_000
+    for layer in {layer for _, layer in errors}:
+        assert 0 < errors["minires exact", layer] < 0.1 < errors["minires bf16", layer] + 0.1 < 2
+
+
 def test_the_convolution_that_dispatch_chooses_is_timed(tmp_path):
     output = tmp_path / "conv.csv"
     done = _run("conv2d_wgrad", "--case", "resnet20_3x3_64to64_8", "--seconds", 0.05, "--output", output)

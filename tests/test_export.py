@@ -121,7 +121,7 @@ def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
         (["--weights", "a.pth", "--out", "x.onnx"], "there is no file 'a.pth'"),
         (["--weights", "good.pth", "--out", "x"], "--out x ends in none of .onnx"),
         (["--weights", "good.pth", "--out", "no/x.onnx"], "there is no folder 'no'"),
-        (["--weights", "good.pth", "--out", "x.onnx", "--model", "resnet18"], "does not fit ResNet, 1"),
+        (["--weights", "good.pth", "--out", "x.onnx", "--model", "resnet18"], "do not fit resnet18"),
         (["--weights", "good.pth", "--out", "x.onnx", "--model", "resnet21"], "did you mean"),
         (["--weights", "good.pth", "--out", "x.onnx", "--image-size", "0"], "image_size=0 must be"),
         (["--weights", "other.pth", "--out", "x.onnx"], "Name the model"),

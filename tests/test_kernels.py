@@ -4,8 +4,9 @@ import minires.kernels  # noqa: F401  (registers)
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.checking import DTYPES, HALVES, Trial, check_case, dtypes_of
+from minires.kernels.checking import DTYPES, Trial, check_case, dtypes_of
 from minires.kernels.cpu.jit import get_num_threads, set_num_threads
+from minires.kernels.registry import HALVES
 
 TRIALS = {
     problem.name: [
@@ -58,7 +59,7 @@ def test_same_bits_on_any_number_of_threads(kernel):
         t
         for case in kernel.problem.cases
         if "bench" in case.tags
-        for t in [Trial(kernel.problem, case, "float32")]
+        for t in [Trial(kernel.problem, case, dtypes_of(kernel)[0])]
         if t.suits(kernel)
     )
     many, threads = trial.run(kernel), get_num_threads()

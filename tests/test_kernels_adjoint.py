@@ -95,7 +95,7 @@ def test_max_pooling(dtype):
     y, indices = next(iter(outputs.values()))
     dy = _whole(rng, y.shape, dtype)
     products = {kernel: _inner(y, dy) for kernel, (y, _) in outputs.items()}
-    for kernel, dx in _each("maxpool2d_bwd", dy, indices, input_hw=x.shape[2:]).items():
+    for kernel, dx in _each("maxpool2d_bwd", dy, indices, **window, input_hw=x.shape[2:]).items():
         products[kernel] = _inner(x, dx)
     _equal(products)
 

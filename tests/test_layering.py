@@ -18,22 +18,24 @@ TREES = {path: ast.parse(file.read_text()) for path, file in SOURCES.items() if 
 # Each part of minires/ with the parts that it may import, itself apart.
 _BELOW = {"device", "handle", "methods", "random", "state"}
 _ENGINE = _BELOW | {"engine"}
-_OPS = _ENGINE | {"dispatch", "ops", "hooks"}
+_OPS = _ENGINE | {"autocast", "cuda", "dispatch", "ops", "hooks"}
 _NN = _OPS | {"creation", "nn"}
 _MODELS = _NN | {"optim", "data", "interop", "models", "serialization"}
-_RUNS = _MODELS | {"capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
+_RUNS = _MODELS | {"amp", "capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
 MAY_IMPORT = {
     "kernels": set(),
     "device": set(),
     "handle": set(),
     "methods": set(),
     "random": {"device"},
+    "cuda": {"device", "random", "state"},
     "state": set(),
     "engine": _BELOW,
     "tuning": {"device", "kernels"},
     "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
-    "ops": _ENGINE | {"dispatch"},
+    "autocast": _ENGINE | {"dispatch"},
+    "ops": _ENGINE | {"autocast", "cuda", "dispatch"},
     "creation": _OPS,
     "serialization": _ENGINE,
     "capture": _OPS,
@@ -41,6 +43,7 @@ MAY_IMPORT = {
     "gradcheck": _OPS,
     "nn": _OPS | {"creation"},
     "optim": _NN,
+    "amp": _NN | {"optim"},
     "data": _NN,
     "interop": _NN | {"serialization"},
     "models": _MODELS,

@@ -8,6 +8,8 @@
 //     n = na + nb    d = mean_b - mean_a    mean = mean_a + d nb/n    M2 = M2_a + M2_b + d^2 na nb/n
 //
 // Source: Chan, Golub & LeVeque 1983, equations 2.1.
+//
+// Activations are in T, of 16 bits perhaps; all that there is one of per channel is in what is computed with, `real`.
 #include "types.cuh"
 
 constexpr int THREADS = 256, AT_ONCE = 8;  // rows that a thread has in flight
@@ -68,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_statistics(const T* x, 
 
 // mean, biased variance and 1 / sqrt(var + eps) of every channel, from the blocks' moments.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_finish(const real* partial, T* mean, T* var, real* inv_std, int parts, real eps, Rows z) {
+    bn_finish(const real* partial, real* mean, real* var, real* inv_std, int parts, real eps, Rows z) {
   const int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= z.channels) return;
   Moments all = {0, 0, 0};
@@ -76,45 +78,64 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     all.merge({real(min(z.stretch, z.rows - b * z.stretch)), partial[(size_t)(2 * b) * z.channels + c],
                partial[(size_t)(2 * b + 1) * z.channels + c]});
   const real v = all.m2 / max(z.rows, 1);
-  mean[c] = narrow<T>(all.mean);
-  var[c] = narrow<T>(v);
+  mean[c] = all.mean;
+  var[c] = v;
   inv_std[c] = 1 / sqrt(v + eps);
 }
 
+// What is normalised, of one channel: (x - shift) * scale + offset.
+struct Channel {
+  real shift, scale, offset;
+  __forceinline__ Channel(const real* gamma, const real* beta, const real* mean, const real* inv_std, int c)
+      : shift(mean[c]), scale(gamma[c] * inv_std[c]), offset(beta[c]) {}
+  __forceinline__ real operator()(T x) const { return (wide(x) - shift) * scale + offset; }
+};
+
 // y = act((x - mean) * gamma * inv_std + beta + z)
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_normalise(const T* x, const T* gamma, const T* beta, const T* mean, const real* inv_std, const T* skip, T* y,
-                 int add, int relu, Rows z) {
+    bn_normalise(const T* x, const real* gamma, const real* beta, const real* mean, const real* inv_std, const T* skip,
+                 T* y, int add, int relu, Rows z) {
   const int c = blockIdx.y * blockDim.x + threadIdx.x;
   if (c >= z.channels) return;
-  const real shift = wide(mean[c]), scale = wide(gamma[c]) * inv_std[c], offset = wide(beta[c]);
+  const Channel normalised(gamma, beta, mean, inv_std, c);
   const int last = min((int)(blockIdx.x + 1) * z.stretch, z.rows);
 #pragma unroll 4
   for (int row = blockIdx.x * z.stretch + threadIdx.y; row < last; row += blockDim.y) {
     const size_t at = (size_t)row * z.channels + c;
-    real v = (wide(x[at]) - shift) * scale + offset;
+    real v = normalised(x[at]);
     if (add) v += wide(skip[at]);
     y[at] = narrow<T>(relu && v <= 0 ? real(0) : v);  // a NaN stays
   }
 }
 
-// Sums of g and of g * (x - mean) of every channel over each block's rows: partial (blocks, 2, C). g = dy where y > 0 with
-// relu, else dy; written to dz where there is a residual.
+// Which dy count: all of them, those where y > 0, or, where y is not kept because x tells it, those where the normalised
+// x is > 0.
+enum Mask { ALL, BY_Y, BY_X };
+
+__forceinline__ real masked(T dy, int mask, const T* y, T x, const Channel& normalised, size_t at) {
+  const bool off = mask == BY_Y ? !(wide(y[at]) > 0) : mask == BY_X && !(normalised(x) > 0);
+  return off ? real(0) : wide(dy);
+}
+
+// Sums of g and of g * (x - mean) of every channel over each block's rows: partial (blocks, 2, C). g = dy where the mask
+// lets it through, else 0; written to dz where there is a residual.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_sums(const T* dy, const T* x, const T* y, const T* mean, T* dz, real* partial, int relu, int residual, Rows z) {
+    bn_sums(const T* dy, const T* x, const T* y, const real* gamma, const real* beta, const real* mean,
+            const real* inv_std, T* dz, real* partial, int mask, int residual, Rows z) {
   __shared__ real plain[THREADS], weighted[THREADS];
   const int c = blockIdx.y * blockDim.x + threadIdx.x, tid = threadIdx.y * blockDim.x + threadIdx.x;
   const int last = min((int)(blockIdx.x + 1) * z.stretch, z.rows);
   real sum = 0, product = 0;
   if (c < z.channels) {
-    const real shift = wide(mean[c]);
+    const Channel normalised(gamma, beta, mean, inv_std, c);
 #pragma unroll 4
     for (int row = blockIdx.x * z.stretch + threadIdx.y; row < last; row += blockDim.y) {
       const size_t at = (size_t)row * z.channels + c;
-      const real g = relu && !(wide(y[at]) > 0) ? real(0) : wide(dy[at]);
+      const T v = x[at];
+      const real g = masked(dy[at], mask, y, v, normalised, at);
       if (residual) dz[at] = narrow<T>(g);
       sum += g;
-      product += g * (wide(x[at]) - shift);
+      product += g * (wide(v) - normalised.shift);
     }
   }
   plain[tid] = sum, weighted[tid] = product;
@@ -134,8 +155,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // dbeta = sum of g, dgamma = inv_std * sum of g * (x - mean), and the factors of dx below: factors (3, C).
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_finish_bwd(const real* partial, const T* gamma, const T* inv_std, T* dgamma, T* dbeta, real* factors, int parts,
-                  int training, Rows z) {
+    bn_finish_bwd(const real* partial, const real* gamma, const real* inv_std, real* dgamma, real* dbeta,
+                  real* factors, int parts, int training, Rows z) {
   const int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (c >= z.channels) return;
   real sum = 0, product = 0;
@@ -143,9 +164,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     sum += partial[(size_t)(2 * b) * z.channels + c];
     product += partial[(size_t)(2 * b + 1) * z.channels + c];
   }
-  const real s = wide(inv_std[c]), scale = wide(gamma[c]) * s, m = max(z.rows, 1);
-  dbeta[c] = narrow<T>(sum);
-  dgamma[c] = narrow<T>(product * s);
+  const real s = inv_std[c], scale = gamma[c] * s, m = max(z.rows, 1);
+  dbeta[c] = sum;
+  dgamma[c] = product * s;
   factors[c] = scale;
   factors[z.channels + c] = training ? scale * sum / m : real(0);
   factors[2 * z.channels + c] = training ? scale * s * s * product / m : real(0);
@@ -153,18 +174,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // dx = scale * g - constant - slope * (x - mean); in evaluation constant and slope are 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_dx(const T* dy, const T* x, const T* y, const T* mean, const real* factors, T* dx, int relu, int training,
-          Rows z) {
+    bn_dx(const T* dy, const T* x, const T* y, const real* gamma, const real* beta, const real* mean,
+          const real* inv_std, const real* factors, T* dx, int mask, int training, Rows z) {
   const int c = blockIdx.y * blockDim.x + threadIdx.x;
   if (c >= z.channels) return;
-  const real shift = wide(mean[c]), scale = factors[c];
-  const real constant = factors[z.channels + c], slope = factors[2 * z.channels + c];
+  const Channel normalised(gamma, beta, mean, inv_std, c);
+  const real scale = factors[c], constant = factors[z.channels + c], slope = factors[2 * z.channels + c];
   const int last = min((int)(blockIdx.x + 1) * z.stretch, z.rows);
 #pragma unroll 4
   for (int row = blockIdx.x * z.stretch + threadIdx.y; row < last; row += blockDim.y) {
     const size_t at = (size_t)row * z.channels + c;
-    real v = scale * (relu && !(wide(y[at]) > 0) ? real(0) : wide(dy[at]));
-    if (training) v -= constant + slope * (wide(x[at]) - shift);
-    dx[at] = narrow<T>(v);
+    const T v = training || mask == BY_X ? x[at] : dy[at];
+    real result = scale * masked(dy[at], mask, y, v, normalised, at);
+    if (training) result -= constant + slope * (wide(v) - normalised.shift);
+    dx[at] = narrow<T>(result);
   }
 }

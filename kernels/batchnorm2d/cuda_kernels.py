@@ -10,24 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cuda.launch import Launch, blocks, launch, variants
+from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..memory import empty, empty_nhwc, to_nhwc
-from ..registry import kernel
+from ..registry import computed_in, kernel
 from .problem import BATCHNORM2D_BWD, BATCHNORM2D_FPROP_INFER, BATCHNORM2D_FPROP_TRAIN
 
 _SOURCE = Path(__file__).with_name("batchnorm2d.cu")
 _STATISTICS, _FINISH, _NORMALISE, _SUMS, _FINISH_BWD, _DX = (
-    variants(_SOURCE, entry)
+    variants(_SOURCE, entry, ALL)
     for entry in ("bn_statistics", "bn_finish", "bn_normalise", "bn_sums", "bn_finish_bwd", "bn_dx")
 )
 _ROWS = np.dtype([("rows", np.int32), ("channels", np.int32), ("stretch", np.int32)])  # struct Rows
 _THREADS, _MOST_CHANNELS = 256, 32
 _MOST_BLOCKS = 2048  # enough for the largest GPU
+_ALL, _BY_Y, _BY_X = range(3)  # enum Mask
 _LEAST_STRETCH = 128  # rows of a block, as long as that leaves few blocks
 
 
-def _same_dtype(*arrays, **_):
-    return len({a.dtype for a in arrays if a is not None}) == 1
+def _dtypes_fit(*arrays, **_):
+    """Activations in one dtype; what there is one of per channel in the dtype that this one is computed in."""
+    activations, channels = ({a.dtype.name for a in arrays if a is not None and a.ndim == n} for n in (4, 1))
+    return len(activations) == 1 and channels == {computed_in(*activations)}
 
 
 @kernel(
@@ -35,20 +38,21 @@ def _same_dtype(*arrays, **_):
     device="cuda",
     step=1,
     note="moments of row stretches, merged; then one fused pass",
-    supports=_same_dtype,
+    supports=_dtypes_fit,
+    dtypes=ALL,
 )
 def fprop_train_cuda(x, gamma, beta, z, *, eps, relu):
     rows = to_nhwc(x)
     about, grid, block = _dealt(rows)
-    mean, var, inv_std = (empty(gamma.shape, x.dtype, x) for _ in range(3))
-    partial = empty((grid[0], 2, x.shape[1]), x.dtype, x)
+    mean, var, inv_std = (empty(gamma.shape, gamma.dtype, x) for _ in range(3))
+    partial = empty((grid[0], 2, x.shape[1]), gamma.dtype, x)
     launch(Launch(_STATISTICS[x.dtype.name], grid, block, (rows, partial, about)))
-    args = (partial, mean, var, inv_std, grid[0], x.dtype.type(eps), about)
+    args = (partial, mean, var, inv_std, grid[0], gamma.dtype.type(eps), about)
     launch(Launch(_FINISH[x.dtype.name], (blocks(x.shape[1], _THREADS),), (_THREADS,), args))
     return _normalised(x, rows, gamma, beta, mean, inv_std, z, relu), mean, var
 
 
-@kernel(BATCHNORM2D_FPROP_INFER, device="cuda", step=1, note="one fused pass", supports=_same_dtype)
+@kernel(BATCHNORM2D_FPROP_INFER, device="cuda", step=1, note="one fused pass", supports=_dtypes_fit, dtypes=ALL)
 def fprop_infer_cuda(x, gamma, beta, mean, inv_std, z, *, relu):
     return _normalised(x, to_nhwc(x), gamma, beta, _dense(mean), _dense(inv_std), z, relu)
 
@@ -58,26 +62,29 @@ def fprop_infer_cuda(x, gamma, beta, mean, inv_std, z, *, relu):
     device="cuda",
     step=1,
     note="one pass for both sums (it writes dz), one for dx",
-    supports=_same_dtype,
+    supports=_dtypes_fit,
+    dtypes=ALL,
 )
 def bwd_cuda(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape
-    if relu and y is None:
-        y = fprop_infer_cuda(x, gamma, beta, mean, inv_std, None, relu=True)
-    g, rows, mean = to_nhwc(dy), to_nhwc(x), _dense(mean)
-    active = to_nhwc(y) if relu else g  # an address for the kernels; not read without relu
+    mask = (_BY_X if y is None else _BY_Y) if relu else _ALL
+    g, rows = to_nhwc(dy), to_nhwc(x)
+    active = to_nhwc(y) if mask == _BY_Y else g  # an address for the kernels; not read otherwise
     about, grid, block = _dealt(rows)
     dz, skip = empty_nhwc(n, c, h, w, x.dtype, x) if residual and relu else (None, g)
-    partial, factors = empty((grid[0], 2, c), x.dtype, x), empty((3, c), x.dtype, x)
-    dgamma, dbeta = empty((c,), x.dtype, x), empty((c,), x.dtype, x)
-    args = (g, rows, active, mean, skip, partial, relu, dz is not None, about)
+    partial, factors = empty((grid[0], 2, c), gamma.dtype, x), empty((3, c), gamma.dtype, x)
+    dgamma, dbeta = empty((c,), gamma.dtype, x), empty((c,), gamma.dtype, x)
+    gamma, beta, mean, inv_std = map(_dense, (gamma, beta, mean, inv_std))
+    channels = (gamma, beta, mean, inv_std)
+    args = (g, rows, active, *channels, skip, partial, mask, dz is not None, about)
     launch(Launch(_SUMS[x.dtype.name], grid, block, args))
-    args = (partial, _dense(gamma), _dense(inv_std), dgamma, dbeta, factors, grid[0], training, about)
+    args = (partial, gamma, inv_std, dgamma, dbeta, factors, grid[0], training, about)
     launch(Launch(_FINISH_BWD[x.dtype.name], (blocks(c, _THREADS),), (_THREADS,), args))
     if dz is not None:  # masked already
-        g, relu = skip, False
+        g, mask = skip, _ALL
     dx, memory = empty_nhwc(n, c, h, w, x.dtype, x)
-    launch(Launch(_DX[x.dtype.name], grid, block, (g, rows, active, mean, factors, memory, relu, training, about)))
+    args = (g, rows, active, *channels, factors, memory, mask, training, about)
+    launch(Launch(_DX[x.dtype.name], grid, block, args))
     return dx, dgamma, dbeta, dz
 
 

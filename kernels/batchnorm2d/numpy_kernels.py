@@ -1,6 +1,7 @@
 """Batch normalisation in plain NumPy: the definitions."""
 
 from ..registry import kernel
+from ..widened import widened
 from .problem import (
     BATCHNORM2D_BWD,
     BATCHNORM2D_FPROP_INFER,
@@ -15,3 +16,7 @@ kernel(BATCHNORM2D_FPROP_TRAIN, device="cpu", step=0, note="the definition, vari
 )
 kernel(BATCHNORM2D_FPROP_INFER, device="cpu", step=0, note="the definition", dtypes=("any",))(fprop_infer_reference)
 kernel(BATCHNORM2D_BWD, device="cpu", step=0, note="the definition: two sums, then dx", dtypes=("any",))(bwd_reference)
+
+widened(BATCHNORM2D_FPROP_TRAIN, like=(0, 1, 1))  # mean and var as gamma
+widened(BATCHNORM2D_FPROP_INFER)
+widened(BATCHNORM2D_BWD, like=(0, 3, 3, 0))

@@ -10,6 +10,8 @@ x_hat = (x - mean) * inv_std:
     dx = gamma * inv_std * (g - dbeta/m - x_hat * dgamma/m)    in training
     dx = gamma * inv_std * g                                   in evaluation
 
+Where x, y, z, dy, dx have 16 bits all else is float32, and everything is computed in float32.
+
 Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1 and section 3. The definitions take complex numbers as
 the analytic functions that they are (no conjugate, no absolute value), so that a complex step passes through.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registry import BENCH, TEST, Case, Problem
+from ..registry import BENCH, TEST, Case, Problem, computed_in
 
 _AXES = (0, 2, 3)
 
@@ -213,10 +215,37 @@ def _bwd_bytes(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual
     return x.dtype.itemsize * passes * _size(x)
 
 
+_PARAMETERS = ("gamma", "beta", "mean", "inv_std")  # as are the running statistics: 16 bits would lose their steps
+
 BATCHNORM2D_FPROP_TRAIN = Problem(
-    "batchnorm2d_fprop_train", fprop_train_reference, _train_inputs, CASES, _train_flops, _train_bytes, _train_error
+    "batchnorm2d_fprop_train",
+    fprop_train_reference,
+    _train_inputs,
+    CASES,
+    _train_flops,
+    _train_bytes,
+    _train_error,
+    wide=_PARAMETERS,
+    output_dtypes=lambda dtype, **_: (dtype, computed_in(dtype), computed_in(dtype)),
 )
 BATCHNORM2D_FPROP_INFER = Problem(
-    "batchnorm2d_fprop_infer", fprop_infer_reference, _infer_inputs, CASES, _infer_flops, _infer_bytes, _infer_error
+    "batchnorm2d_fprop_infer",
+    fprop_infer_reference,
+    _infer_inputs,
+    CASES,
+    _infer_flops,
+    _infer_bytes,
+    _infer_error,
+    wide=_PARAMETERS,
 )
-BATCHNORM2D_BWD = Problem("batchnorm2d_bwd", bwd_reference, _bwd_inputs, BWD_CASES, _bwd_flops, _bwd_bytes, _bwd_error)
+BATCHNORM2D_BWD = Problem(
+    "batchnorm2d_bwd",
+    bwd_reference,
+    _bwd_inputs,
+    BWD_CASES,
+    _bwd_flops,
+    _bwd_bytes,
+    _bwd_error,
+    wide=_PARAMETERS,
+    output_dtypes=lambda dtype, **_: (dtype, computed_in(dtype), computed_in(dtype), dtype),
+)

@@ -27,7 +27,8 @@ def _winograd_supports(x, w, b, z, *, relu, **params):
     return winograd_supports(x, w, **params)
 
 
-def _winograd_scale(x, w, b, z, *, relu, **params):
+def winograd_scale(x, w, b, z, *, relu, **params):
+    """What errors are relative to where the convolution is Winograd's."""
     y = winograd.fprop_scale(x, w, **params) + np.abs(b)[:, None, None]
     return y if z is None else y + np.abs(z)
 
@@ -62,7 +63,7 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
     step=5,
     supports=_winograd_supports,
     rank=_winograd_rank,
-    error_scale=_winograd_scale,
+    error_scale=winograd_scale,
     error_factor=4.0,  # as fprop_winograd's
     exact=False,
     note="fprop_winograd with an epilogue; a skip is added by one pass in place",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..cuda.launch import Launch, blocks, launch, variants
+from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..memory import to_nhwc
 from ..registry import kernel, kernels
 from .cuda_shapes import dense
 from .problem import CONV2D_BIAS_ACT
 
-_BIAS_ACT = variants(Path(__file__).with_name("bias_act.cu"), "bias_act")
+_BIAS_ACT = variants(Path(__file__).with_name("bias_act.cu"), "bias_act", ALL)
 _MOST_BLOCKS = 4096
 
 
@@ -18,7 +18,7 @@ def _same_dtype(x, w, b, z, **_):
     return len({a.dtype for a in (x, w, b, z) if a is not None}) == 1
 
 
-@kernel(CONV2D_BIAS_ACT, device="cuda", step=1, note="fprop, then one pass in place", supports=_same_dtype)
+@kernel(CONV2D_BIAS_ACT, device="cuda", step=1, note="fprop, then one pass in place", supports=_same_dtype, dtypes=ALL)
 def bias_act_cuda(x, w, b, z, *, stride, padding, dilation, groups, relu):
     window = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     rivals = [k for k in kernels("conv2d_fprop", "cuda") if k.takes(x, w, **window)]

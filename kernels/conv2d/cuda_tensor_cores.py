@@ -21,8 +21,8 @@ from .cuda_vectorised import aligned, filled, width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 
 _SOURCE = Path(__file__).with_name("05_tensor_cores.cu")
-_ROWS, _LINE, _STAGES, _MOST_TAPS = 128, 64, 3, 256  # rows of a tile, bytes of its depth, tiles under way
-_WIDTHS = (32, 64, 128)  # columns of a tile
+ROWS, LINE, STAGES, MOST_TAPS = 128, 64, 3, 256  # rows of a tile, bytes of its depth, tiles under way
+WIDTHS = (32, 64, 128)  # columns of a tile
 _HALVES, _SINGLE = ("float16", "bfloat16"), ("float32",)
 _NOTE = "mma.sync, ldmatrix, cp.async; three tiles under way"
 
@@ -32,7 +32,12 @@ def _functions(entry: str, split: int, dtypes: tuple[str, ...]) -> dict[tuple[st
         options = (f"-DNUMBER={STORED_AS[dtype]}", f"-DCOLUMNS={columns}", f"-DSPLIT={split}")
         return Function(_SOURCE, entry, options, archs=SM_80, registers=168, alignment=16)
 
-    return {(dtype, columns): make(dtype, columns) for dtype in dtypes for columns in _WIDTHS}
+    return {(dtype, columns): make(dtype, columns) for dtype in dtypes for columns in WIDTHS}
+
+
+def sum_functions(split: int, dtypes: tuple[str, ...]) -> dict[tuple[str, int], Function]:
+    """What adds wgrad's slices up, by dtype and columns of its tiles."""
+    return _functions("wgrad_sum_jk", split, dtypes)
 
 
 def _supports(axis: Callable[..., tuple[int, ...]]) -> Callable[..., bool]:
@@ -41,31 +46,32 @@ def _supports(axis: Callable[..., tuple[int, ...]]) -> Callable[..., bool]:
     def supports(a: Any, b: Any, *, groups: int, **params: Any) -> bool:
         whole = 16 // a.dtype.itemsize
         taps = b.shape[2] * b.shape[3] if "input_hw" in params else 1
-        return groups == 1 and a.dtype == b.dtype and taps <= _MOST_TAPS and not any(n % whole for n in axis(a, b))
+        return groups == 1 and a.dtype == b.dtype and taps <= MOST_TAPS and not any(n % whole for n in axis(a, b))
 
     return supports
 
 
 def _register(suffix: str, dtypes: tuple[str, ...], split: int = 1, **about: Any) -> None:
     """The three directions, under names that end in `suffix`."""
-    fprop_functions, dgrad_functions, wgrad_functions, sum_functions = (
-        _functions(entry, split, dtypes) for entry in ("fprop_tensor", "dgrad_tensor", "wgrad_tensor", "wgrad_sum_jk")
+    fprop_functions, dgrad_functions, wgrad_functions = (
+        _functions(entry, split, dtypes) for entry in ("fprop_tensor", "dgrad_tensor", "wgrad_tensor")
     )
+    add_up = sum_functions(split, dtypes)
 
     def fprop(x, w, *, stride, padding, dilation, groups):
         s, whole = fprop_shapes(x, w, stride, padding, dilation, groups), 16 // x.dtype.itemsize
         s.z["C"] = blocks(s["C"], whole) * whole
-        columns = width(s["K"], _WIDTHS)
+        columns = width(s["K"], WIDTHS)
         args = (filled(to_nhwc(x), s["C"]), filled(krsc(w), s["C"]), s.memory, s.z)
-        grid = (blocks(s.size("NPQ"), _ROWS) * blocks(s["K"], columns),)
+        grid = (blocks(s.size("NPQ"), ROWS) * blocks(s["K"], columns),)
         _run(fprop_functions[x.dtype.name, columns], grid, args, columns)
         return s.result
 
     def dgrad(dy, w, *, stride, padding, dilation, groups, input_hw):
         s = dgrad_shapes(dy, w, stride, padding, dilation, groups, input_hw)
-        columns = width(s["C"], _WIDTHS)
+        columns = width(s["C"], WIDTHS)
         pixels = s["N"] * blocks(s["H"], s["u"]) * blocks(s["W"], s["v"])  # of the largest class
-        grid = (blocks(pixels, _ROWS) * blocks(s["C"], columns), s["u"] * s["v"])
+        grid = (blocks(pixels, ROWS) * blocks(s["C"], columns), s["u"] * s["v"])
         args = (aligned(to_nhwc(dy)), krsc(w), s.memory, s.z)
         _run(dgrad_functions[dy.dtype.name, columns], grid, args, columns)
         return s.result
@@ -73,14 +79,14 @@ def _register(suffix: str, dtypes: tuple[str, ...], split: int = 1, **about: Any
     def wgrad(x, dy, *, stride, padding, dilation, groups, kernel_hw):
         s, whole = wgrad_shapes(x, dy, stride, padding, dilation, groups, kernel_hw), 16 // x.dtype.itemsize
         s.z["C"] = blocks(s["C"], whole) * whole
-        columns, weights = width(s["K"], _WIDTHS), s.size("RSC")
-        tiles = blocks(weights, _ROWS) * blocks(s["K"], columns)
-        slices, pixels = slices_of(s.size("NPQ"), tiles, _LINE // x.dtype.itemsize)
+        columns, weights = width(s["K"], WIDTHS), s.size("RSC")
+        tiles = blocks(weights, ROWS) * blocks(s["K"], columns)
+        slices, pixels = slices_of(s.size("NPQ"), tiles, LINE // x.dtype.itemsize)
         parts = empty((slices, weights, s["K"]), "float32", x)
         args = (filled(to_nhwc(x), s["C"]), aligned(to_nhwc(dy)), parts, s.z, pixels)
         _run(wgrad_functions[x.dtype.name, columns], (tiles, slices), args, columns)
-        add_up = sum_functions[x.dtype.name, columns]
-        launch(Launch(add_up, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
+        total = add_up[x.dtype.name, columns]
+        launch(Launch(total, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
         return s.result
 
     def register(problem, fn, axis):
@@ -94,7 +100,7 @@ def _register(suffix: str, dtypes: tuple[str, ...], split: int = 1, **about: Any
 
 def _run(function: Function, grid: tuple[int, ...], args: tuple, columns: int) -> None:
     """With shared memory for all stages of both tiles."""
-    launch(Launch(function, grid, (256,), args, _STAGES * (_ROWS + columns) * _LINE))
+    launch(Launch(function, grid, (256,), args, STAGES * (ROWS + columns) * LINE))
 
 
 def _only_by_name(*arrays: Any, **params: Any) -> float:

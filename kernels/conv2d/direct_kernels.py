@@ -30,6 +30,7 @@ from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 # Rows of a tile. Eight rows at any stride leave registers for their addresses (sixteen ran at 0.6 of the speed);
 # rows of a transposed tile lie side by side and need no addresses of their own.
 _ROWS, _TRANSPOSED_ROWS = 8, 16
+_MOST_ROWS = 16
 _VECTOR_BYTES = simd().vector_bytes
 _PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
 
@@ -39,6 +40,12 @@ def fprop_supports(x, w, *, stride, padding, dilation, groups):
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    whole = w.shape[1] % lanes(dy.dtype) == 0
+    return groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
+
+
+def residues_are_convolutions(w, stride, padding, dilation):
+    """Whether dgrad is convolutions over dy, padded, of neighbouring columns."""
     # What comes before dy can be padded, what is not read of it cannot: no residue may begin after dy's first pixel.
     begins = [
         offsets[:1]
@@ -47,7 +54,7 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
         for _, offsets in [taps_of_residue(a, w.shape[2 + axis], stride[axis], padding[axis], dilation[axis])]
     ]
     side_by_side = dilation == (1, 1) or (stride == (1, 1) and dilation[1] == 1)
-    return groups == 1 and side_by_side and w.shape[1] % lanes(dy.dtype) == 0 and np.all(np.concatenate(begins) <= 0)
+    return side_by_side and np.all(np.concatenate(begins) <= 0)
 
 
 def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
@@ -116,7 +123,7 @@ def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
 @njit()
 def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
-    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     wide = width * x.itemsize > _VECTOR_BYTES
     tile = np.empty((_ROWS, width), x.dtype)
     step, line = stride[1] * c, rows.shape[1] * c
@@ -150,10 +157,10 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, fl
 
 
 @njit()
-def _padded(x, height, q_size, taps, stride, padding):
+def padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
     h_size, w_size, c = x.shape
-    columns = ((q_size + _ROWS - 1) // _ROWS * _ROWS - 1) * stride + taps + (_TRANSPOSED_ROWS + c - 1) // c
+    columns = ((q_size + _MOST_ROWS - 1) // _MOST_ROWS * _MOST_ROWS - 1) * stride + taps + (_MOST_ROWS + c - 1) // c
     rows = np.empty((height, columns, c), x.dtype)
     for i in range(height):
         h = i - padding[0]
@@ -179,7 +186,7 @@ def _wgrad(x, dy, partial, taps, stride, padding, dilation):
 @njit()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
-    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     step, line, vector = stride[1] * c, rows.shape[1] * c, _VECTOR_BYTES // x.itemsize
     wide = k % (2 * vector) == 0
     tile_rows, width = (_ROWS, 2 * vector) if wide else (_TRANSPOSED_ROWS, vector)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..registry import BENCH, TEST, Case, Problem
+from ..registry import BENCH, TEST, Case, Problem, of_magnitudes
 
 Pair = tuple[int, int]
 
@@ -227,19 +227,14 @@ def _bias_act_scale(x, w, b, z, *, relu, **params):
     return bias_act_reference(*magnitudes, relu=False, **params)
 
 
-def _of_magnitudes(reference):
-    """The definition applied to absolute values: what a sum of products can lose is relative to this."""
-    return lambda *arrays, **params: reference(*(np.abs(a) for a in arrays), **params)
-
-
 CONV2D_FPROP = Problem(
-    "conv2d_fprop", fprop_reference, _fprop_inputs, CASES, _fprop_flops, _fprop_bytes, _of_magnitudes(fprop_reference)
+    "conv2d_fprop", fprop_reference, _fprop_inputs, CASES, _fprop_flops, _fprop_bytes, of_magnitudes(fprop_reference)
 )
 CONV2D_DGRAD = Problem(
-    "conv2d_dgrad", dgrad_reference, _dgrad_inputs, CASES, _dgrad_flops, _dgrad_bytes, _of_magnitudes(dgrad_reference)
+    "conv2d_dgrad", dgrad_reference, _dgrad_inputs, CASES, _dgrad_flops, _dgrad_bytes, of_magnitudes(dgrad_reference)
 )
 CONV2D_WGRAD = Problem(
-    "conv2d_wgrad", wgrad_reference, _wgrad_inputs, CASES, _wgrad_flops, _wgrad_bytes, _of_magnitudes(wgrad_reference)
+    "conv2d_wgrad", wgrad_reference, _wgrad_inputs, CASES, _wgrad_flops, _wgrad_bytes, of_magnitudes(wgrad_reference)
 )
 CONV2D_BIAS_ACT = Problem(
     "conv2d_bias_act", bias_act_reference, _bias_act_inputs, CASES, _bias_act_flops, _bias_act_bytes, _bias_act_scale

@@ -12,6 +12,7 @@ import numpy as np
 from ..registry import Kernel
 from . import compile as compiler
 from .launch import SHARED_STATIC, Function, Launch, by_value, is_array
+from .tensor_map import TensorMap, made_by_driver
 
 
 def run(launch: Launch) -> None:
@@ -63,11 +64,8 @@ def from_host(kernel: Kernel) -> Kernel:
         roots = {id(root): (root, _cupy().asarray(root)) for a in arrays if a is not None for root in [_root(a)]}
         there = [None if a is None else _view(a, *roots[id(_root(a))]) for a in arrays]
         result = kernel.fn(*there, **params)
-        names = list(dict(zip(kernel.problem.reference.__code__.co_varnames, arrays, strict=False)))
-        for name, a in zip(names, arrays, strict=True):
-            if a is not None and name in kernel.problem.writes:
-                root, memory = roots[id(_root(a))]
-                root[...] = memory.get()
+        for root, memory in roots.values() if kernel.problem.writes else ():
+            root[...] = memory.get()
         back = tuple(None if y is None else y.get() for y in (result if isinstance(result, tuple) else (result,)))
         return back if isinstance(result, tuple) else back[0]
 
@@ -88,7 +86,9 @@ def _view(a: np.ndarray, root: np.ndarray, memory: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """A NumPy scalar, or a 0-d structured array as the 1-element array that CuPy passes by value."""
+    """A NumPy scalar, or a 0-d structured array or tensor map as the 1-element array that CuPy passes by value."""
+    if isinstance(value, TensorMap):
+        return made_by_driver(value)
     return np.asarray(value).reshape(1) if np.asarray(value).dtype.kind == "V" else value
 
 

@@ -7,7 +7,8 @@ CPU. The launcher does not know which: it allocates with `memory.empty(..., like
 test without a GPU checks is the very code that runs on one.
 
 Arguments: an array is passed as its address; int and bool as int32, float as float32; a NumPy scalar or 0-d array (a
-structured one too: a struct) by value.
+structured one too: a struct) and a `TensorMap` by value; a tuple of arrays, or None for no array, as a struct of
+their addresses.
 """
 
 from __future__ import annotations
@@ -141,8 +142,9 @@ def check(what: Launch) -> None:
         raise ValueError(f"{name}: a block of {what.block} threads; CUDA takes 1 to 1024")
     if what.shared > max(SHARED_MOST.values()):
         raise ValueError(f"{name}: {what.shared} bytes of shared memory; no GPU gives a block that many")
-    for i, a in enumerate(what.args):
-        if not is_array(a):
+    nested = ((i, a) for i, arg in enumerate(what.args) for a in (arg if isinstance(arg, tuple) else (arg,)))
+    for i, a in nested:
+        if not is_array(a) and not (isinstance(a, np.ndarray) and isinstance(what.args[i], tuple)):
             continue
         if not a.flags.c_contiguous:
             raise ValueError(f"{name}: argument {i}, of shape {a.shape} and strides {a.strides}, is not C-contiguous")
@@ -164,6 +166,8 @@ def address(a: Any) -> int:
 
 def by_value(arg: Any) -> Any:
     """An argument that is no array, as the NumPy value whose bytes the kernel gets."""
+    if isinstance(arg, tuple):
+        return np.void(np.array([0 if a is None else address(a) for a in arg], np.uint64).tobytes())
     if isinstance(arg, (np.generic, np.ndarray)):  # first: np.float64 is a float, too
         return arg
     if isinstance(arg, (bool, int)):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ..cuda.launch import ALL, Launch, blocks, launch, variants
 from ..memory import dense_order, empty, namespace
-from ..registry import kernel
-from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
+from ..registry import HALVES, kernel
+from .problem import ACCUMULATE, ADD_FPROP, CAST, RELU_BWD, RELU_FPROP, cast_reference
 
 _SOURCE = Path(__file__).with_name("elementwise.cu")
 _RELU, _RELU_BWD, _ADD = (variants(_SOURCE, entry, ALL) for entry in ("relu_fprop", "relu_bwd", "add_fprop"))
+_NARROWED, _WIDENED = (variants(_SOURCE, entry, HALVES) for entry in ("narrowed", "widened"))
 _MOST_BLOCKS = 4096  # more only wait; each goes on with what is left
 
 
@@ -33,12 +34,36 @@ def add_fprop_cuda(a, b):
     return _apply(_ADD, a, b)
 
 
-@kernel(ACCUMULATE, device="cuda", step=1, note="16 bytes per access, in place", supports=_same_dtype)
+@kernel(ACCUMULATE, device="cuda", step=1, note="16 bytes per access, in place", supports=_same_dtype, dtypes=ALL)
 def accumulate_cuda(a, b):
     if dense_order(a) is None:
         a[...] = _apply(_ADD, a, b)
     else:
         _apply(_ADD, a, b, into_first=True)
+
+
+kernel(CAST, device="cuda", step=0, note="CuPy's astype", dtypes=("any",), name="cast_cupy")(cast_reference)
+
+
+def _between_halves_and_float(x, *, dtype):
+    return {x.dtype.name, dtype} in ({"float32", half} for half in HALVES)
+
+
+@kernel(
+    CAST,
+    device="cuda",
+    step=1,
+    note="eight numbers per thread",
+    supports=_between_halves_and_float,
+    dtypes=("float32", *HALVES),
+)
+def cast_cuda(x, *, dtype):
+    order = dense_order(x) or tuple(range(x.ndim))
+    flat = namespace(x).ascontiguousarray(x.transpose(order)).reshape(-1)
+    memory = empty(tuple(x.shape[axis] for axis in order), dtype, x)
+    function = _NARROWED[dtype] if dtype in HALVES else _WIDENED[x.dtype.name]
+    launch(Launch(function, (min(blocks(x.size, 256 * 8), _MOST_BLOCKS),), (256,), (flat, memory.reshape(-1), x.size)))
+    return memory.transpose(sorted(range(x.ndim), key=order.__getitem__))
 
 
 def _apply(functions, *arrays, into_first=False):

@@ -31,3 +31,28 @@ extern "C" __global__ void __launch_bounds__(256) relu_bwd(const T* dy, const T*
 extern "C" __global__ void __launch_bounds__(256) add_fprop(const T* a, const T* b, T* y, unsigned n) {
   each(a, b, y, n, [](T u, T v) { return narrow<T>(wide(u) + wide(v)); });
 }
+
+// From float to T of 16 bits and back, a thread eight numbers at a time: 16 bytes of the narrower side.
+template <class From, class To, class F> __forceinline__ void convert(const From* x, To* y, unsigned n, F f) {
+  constexpr unsigned V = 8;
+  struct alignas(16) In { From v[V]; };
+  struct alignas(16) Out { To v[V]; };
+  const unsigned first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+  const unsigned packs = (((size_t)x | (size_t)y) & 15) == 0 ? n / V : 0;
+  for (unsigned i = first; i < packs; i += step) {
+    const In u = ((const In*)x)[i];
+    Out w;
+#pragma unroll
+    for (unsigned j = 0; j < V; j++) w.v[j] = f(u.v[j]);
+    ((Out*)y)[i] = w;
+  }
+  for (unsigned i = packs * V + first; i < n; i += step) y[i] = f(x[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(256) narrowed(const real* x, T* y, unsigned n) {
+  convert(x, y, n, [](real u) { return narrow<T>(u); });
+}
+
+extern "C" __global__ void __launch_bounds__(256) widened(const T* x, real* y, unsigned n) {
+  convert(x, y, n, [](T u) { return wide(u); });
+}

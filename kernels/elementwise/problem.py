@@ -4,6 +4,7 @@
     relu_bwd      dx = dy where y > 0, else 0: at 0 the subgradient is 0 (as cuDNN and PyTorch choose)
     add_fprop     y = a + b
     accumulate    a = a + b, written into a
+    cast          y = x rounded to another dtype, to the nearest, ties to even; what is too large becomes infinite
 
 Complex numbers are rectified by their real part, which is analytic on either side of the kink.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registry import BENCH, TEST, Case, Problem
+from ..registry import BENCH, HALVES, TEST, Case, Problem
 
 
 def relu_fprop_reference(x):
@@ -33,6 +34,11 @@ def add_fprop_reference(a, b):
 def accumulate_reference(a, b):
     """Overwrite a by a + b."""
     a[...] = a + b
+
+
+def cast_reference(x, *, dtype):
+    """y, of the dtype of that name, in the layout of x."""
+    return x.astype(dtype)
 
 
 def _case(name, *shape, tags=TEST):
@@ -71,6 +77,18 @@ def _add_inputs(case, rng):
     return dict(a=_draw(case, rng), b=_draw(case, rng)), {}
 
 
+CAST_CASES = tuple(
+    Case(f"{case.name}_to_{dtype}", dict(shape=case.params["shape"], dtype=dtype), case.tags)
+    for case in CASES
+    for dtype in ("float32", *HALVES)
+)
+
+
+def _cast_inputs(case, rng):
+    x = _draw(case, rng) * 10.0 ** rng.integers(-9, 5, case.params["shape"])  # also subnormal ones
+    return dict(x=x), dict(dtype=case.params["dtype"])
+
+
 def _size(x, *_) -> int:
     return int(np.prod(x.shape))
 
@@ -104,4 +122,14 @@ ACCUMULATE = Problem(
     _binary_bytes,
     lambda a, b: (_one_rounding(a, b),),
     writes=("a",),
+)
+CAST = Problem(
+    "cast",
+    cast_reference,
+    _cast_inputs,
+    CAST_CASES,
+    flops=lambda x, *, dtype: _size(x),
+    bytes_moved=lambda x, *, dtype: _size(x) * (x.dtype.itemsize + np.dtype(dtype).itemsize),
+    error_scale=lambda x, *, dtype: np.abs(x),
+    output_dtypes=lambda _, *, dtype: (dtype,),
 )

@@ -19,7 +19,7 @@ from .opcodes import (
     TABLE,
     U32,
     U64,
-    by_variant,
+    ByVariant,
     constant,
     directed,
     elementwise,
@@ -40,15 +40,15 @@ from .ptx import Instruction, Vector
 ARITHMETIC = "Integer, Floating Point and Half Precision Arithmetic Instructions"
 
 
-def _arithmetic(fn: Callable) -> Callable:
-    return by_variant(lambda i: rounded(i, fn) if directed(i) and kind_of(i) == "f32" else fn)
+def _arithmetic(fn: Callable) -> ByVariant:
+    return ByVariant(lambda i: rounded(i, fn) if directed(i) and kind_of(i) == "f32" else fn)
 
 
 pure("add", ARITHMETIC, _arithmetic(lambda a, b: a + b))
 pure("sub", ARITHMETIC, _arithmetic(lambda a, b: a - b))
 
 
-@by_variant
+@ByVariant
 def _divide(i: Instruction) -> Callable:
     if kind_of(i)[0] == "f":
         return rounded(i, lambda a, b: a / b) if directed(i) else lambda a, b: a / b
@@ -74,7 +74,7 @@ pure("neg", ARITHMETIC, lambda a: -a)
 
 def _extreme(choose: Callable, propagate: Callable) -> Callable:
     """min or max: of a number and a NaN the number, unless .NaN."""
-    return by_variant(lambda i: propagate if "NaN" in i.modifiers or kind_of(i)[0] in "us" else choose)
+    return ByVariant(lambda i: propagate if "NaN" in i.modifiers or kind_of(i)[0] in "us" else choose)
 
 
 def _number(choose: Callable) -> Callable:
@@ -102,7 +102,7 @@ def _fused(a: Any, b: Any, c: Any) -> Any:
     return a * b + c
 
 
-@by_variant
+@ByVariant
 def _fma(i: Instruction) -> Callable:
     compute = rounded(i, _fused)
     return (lambda a, b, c: np.maximum(compute(a, b, c), F32.type(0))) if "relu" in i.modifiers else compute
@@ -158,14 +158,14 @@ def high_product(a: Any, b: Any) -> Any:
     return high.astype(a.dtype)
 
 
-pure("rcp", ARITHMETIC, by_variant(lambda i: rounded(i, lambda a: 1 / a)))
-pure("sqrt", ARITHMETIC, by_variant(lambda i: rounded(i, np.sqrt)))
-pure("rsqrt", ARITHMETIC, by_variant(lambda i: rounded(i, lambda a: 1 / np.sqrt(a))))
-pure("sin", ARITHMETIC, by_variant(lambda i: rounded(i, np.sin)))
-pure("cos", ARITHMETIC, by_variant(lambda i: rounded(i, np.cos)))
-pure("lg2", ARITHMETIC, by_variant(lambda i: rounded(i, np.log2)))
-pure("ex2", ARITHMETIC, by_variant(lambda i: rounded(i, np.exp2)))
-pure("tanh", ARITHMETIC, by_variant(lambda i: rounded(i, np.tanh)))
+pure("rcp", ARITHMETIC, ByVariant(lambda i: rounded(i, lambda a: 1 / a)))
+pure("sqrt", ARITHMETIC, ByVariant(lambda i: rounded(i, np.sqrt)))
+pure("rsqrt", ARITHMETIC, ByVariant(lambda i: rounded(i, lambda a: 1 / np.sqrt(a))))
+pure("sin", ARITHMETIC, ByVariant(lambda i: rounded(i, np.sin)))
+pure("cos", ARITHMETIC, ByVariant(lambda i: rounded(i, np.cos)))
+pure("lg2", ARITHMETIC, ByVariant(lambda i: rounded(i, np.log2)))
+pure("ex2", ARITHMETIC, ByVariant(lambda i: rounded(i, np.exp2)))
+pure("tanh", ARITHMETIC, ByVariant(lambda i: rounded(i, np.tanh)))
 pure("copysign", ARITHMETIC, lambda a, b: np.copysign(b, a))
 pure("sad", ARITHMETIC, lambda a, b, c: c + np.where(a > b, a - b, b - a))
 
@@ -184,7 +184,7 @@ def _counted(fn: Callable) -> Callable:
     return lambda a: fn(_bits(a)).astype(U32).reshape(np.shape(a))[()]
 
 
-@by_variant
+@ByVariant
 def _bfind(i: Instruction) -> Callable:
     def find(a: Any) -> Any:
         u = np.where(a < 0, ~a, a) if a.dtype.kind == "i" else a

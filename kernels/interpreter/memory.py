@@ -215,8 +215,8 @@ class GlobalMemory:
         self.note_write(array, places, size, lanes, fragment, strong, value)
 
     def _in_parts(self, address: Any, fragment: Fragment, load: Any) -> np.ndarray:
-        address, result = fragment.full(address), None
-        for part in self.arena.split(address, fragment):
+        parts, address, result = self.arena.split(address, fragment), fragment.full(address), None
+        for part in parts:
             values = load(address[part], sub_fragment(fragment, part))
             if result is None:
                 result = np.zeros((fragment.count, *values.shape[1:]), values.dtype)

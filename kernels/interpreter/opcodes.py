@@ -8,6 +8,7 @@ kernel is prepared, not when it is reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -137,26 +138,27 @@ def elementwise(instruction: Instruction, fn: Callable, kinds: Sequence[str]) ->
     return lambda wave, f: write(wave, fn(*[r(wave, f) for r in reads]), f)
 
 
-def pure(name: str, section: str, fn: Callable) -> None:
-    """An opcode whose operands and result have its type. fn takes the lanes; or the instruction, marked `@by_variant`,
-    and returns what takes the lanes. Numbers of 16 bits are computed in float32 and rounded."""
+@dataclass(frozen=True)
+class ByVariant:
+    """build takes the instruction and returns what takes the lanes."""
+
+    build: Callable[[Instruction], Callable]
+
+
+def pure(name: str, section: str, fn: Callable | ByVariant) -> None:
+    """An opcode whose operands and result have its type. fn takes the lanes, or is `ByVariant`: chosen by the
+    instruction. Numbers of 16 bits are computed in float32 and rounded."""
 
     opcode(name, section)(lambda i: uniform(i, fn))
 
 
-def uniform(i: Instruction, fn: Callable) -> Callable:
+def uniform(i: Instruction, fn: Callable | ByVariant) -> Callable:
     """What `pure` builds."""
     kind, count = kind_of(i), len(i.operands) - 1
-    compute = fn(i) if getattr(fn, "by_variant", False) else fn
+    compute = fn.build(i) if isinstance(fn, ByVariant) else fn
     if kind in HALVES:
         return elementwise(i, _in_float32(kind, compute), ["u32" if kind in PACKED else kind] * count)
     return elementwise(i, _finish(i, kind, compute), [kind] * count)
-
-
-def by_variant(fn: Callable) -> Callable:
-    """Mark a function that takes the instruction and returns what takes the lanes."""
-    fn.by_variant = True  # type: ignore[attr-defined]
-    return fn
 
 
 def _in_float32(kind: str, compute: Callable) -> Callable:

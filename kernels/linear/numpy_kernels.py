@@ -4,6 +4,7 @@ import numpy as np
 
 from ..memory import empty
 from ..registry import kernel
+from ..widened import widened
 from .problem import LINEAR_DGRAD, LINEAR_FPROP, LINEAR_WGRAD, dgrad_reference, fprop_reference, wgrad_reference
 
 kernel(LINEAR_FPROP, device="cpu", step=0, note="the definition, as an einsum", dtypes=("any",))(fprop_reference)
@@ -31,3 +32,8 @@ def linear_dgrad_blas(dy, w):
 @kernel(LINEAR_WGRAD, device="cpu", step=1, note="one BLAS product", dtypes=("any",))
 def linear_wgrad_blas(x, dy):
     return _product(dy.T, x)
+
+
+widened(LINEAR_FPROP)
+widened(LINEAR_DGRAD)
+widened(LINEAR_WGRAD)

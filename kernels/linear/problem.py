@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registry import BENCH, TEST, Case, Problem
+from ..registry import BENCH, TEST, Case, Problem, of_magnitudes
 
 
 def fprop_reference(x, w, b):
@@ -72,11 +72,6 @@ def _bytes(n, i, o, dtype):
     return dtype.itemsize * (n * i + o * i + n * o)
 
 
-def _of_magnitudes(reference):
-    """The definition applied to absolute values: what a sum of products can lose is relative to this."""
-    return lambda *arrays: reference(*(None if a is None else np.abs(a) for a in arrays))
-
-
 LINEAR_FPROP = Problem(
     "linear_fprop",
     fprop_reference,
@@ -84,7 +79,7 @@ LINEAR_FPROP = Problem(
     CASES,
     flops=lambda x, w, b: 2 * x.shape[0] * x.shape[1] * w.shape[0],
     bytes_moved=lambda x, w, b: _bytes(*x.shape, w.shape[0], x.dtype),
-    error_scale=_of_magnitudes(fprop_reference),
+    error_scale=of_magnitudes(fprop_reference),
 )
 LINEAR_DGRAD = Problem(
     "linear_dgrad",
@@ -93,7 +88,7 @@ LINEAR_DGRAD = Problem(
     CASES,
     flops=lambda dy, w: 2 * dy.shape[0] * w.shape[0] * w.shape[1],
     bytes_moved=lambda dy, w: _bytes(dy.shape[0], w.shape[1], w.shape[0], dy.dtype),
-    error_scale=_of_magnitudes(dgrad_reference),
+    error_scale=of_magnitudes(dgrad_reference),
 )
 LINEAR_WGRAD = Problem(
     "linear_wgrad",
@@ -102,5 +97,5 @@ LINEAR_WGRAD = Problem(
     CASES,
     flops=lambda x, dy: 2 * x.shape[0] * x.shape[1] * dy.shape[1],
     bytes_moved=lambda x, dy: _bytes(*x.shape, dy.shape[1], x.dtype),
-    error_scale=_of_magnitudes(wgrad_reference),
+    error_scale=of_magnitudes(wgrad_reference),
 )

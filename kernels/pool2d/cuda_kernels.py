@@ -29,12 +29,12 @@ def maxpool_fprop_cuda(x, *, kernel, stride, padding, dilation, ceil_mode):
     return y, indices
 
 
-@kernel(MAXPOOL2D_BWD, device="cuda", step=1, note="a thread per channel of an image, window after window", dtypes=ALL)
-def maxpool_bwd_cuda(dy, indices, *, input_hw):
-    n, c, p, q = dy.shape
+@kernel(MAXPOOL2D_BWD, device="cuda", step=1, note="a thread per pixel gathers from its windows", dtypes=ALL)
+def maxpool_bwd_cuda(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
+    n, c, *pq = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype, dy)
-    args = (to_nhwc(dy), to_nhwc(indices), memory, n, c, input_hw[0] * input_hw[1], p * q)
-    launch(Launch(_MAX_BWD[dy.dtype.name], (blocks(n * c, 64),), (64,), args))
+    window = _window(n, c, input_hw, pq, kernel, stride, padding, dilation)
+    _each(_MAX_BWD[dy.dtype.name], memory.size, (to_nhwc(dy), to_nhwc(indices), memory, window))
     return dx
 
 

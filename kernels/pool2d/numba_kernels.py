@@ -57,7 +57,7 @@ def _max_row(x, y, indices, kernel, stride, padding, dilation, row):
 
 
 @kernel(MAXPOOL2D_BWD, device="cpu", step=2, note="scatter, parallel over images and blocks of channels")
-def maxpool_bwd_images(dy, indices, *, input_hw):
+def maxpool_bwd_images(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
     n, c, _, _ = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     pixels = (n, -1, c) if n and c else (n, 0, c)

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from ..widened import widened
 from .problem import (
     AVGPOOL2D_BWD,
     AVGPOOL2D_FPROP,
@@ -76,7 +77,7 @@ def maxpool_fprop_taps(x, *, kernel, stride, padding, dilation, ceil_mode):
 
 
 @kernel(MAXPOOL2D_BWD, device="cpu", step=1, note="one scatter-add over all maxima", dtypes=("any",))
-def maxpool_bwd_scatter(dy, indices, *, input_hw):
+def maxpool_bwd_scatter(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
     (n, c, _, _), pixels = dy.shape, input_hw[0] * input_hw[1]
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     memory[...] = 0
@@ -109,3 +110,9 @@ def avgpool_bwd_taps(dy, *, kernel, stride, padding, ceil_mode, count_include_pa
     for outputs, pixels in _taps(pq, input_hw, kernel, stride, padding, (1, 1)):
         memory[pixels] += share[outputs]
     return dx
+
+
+widened(MAXPOOL2D_FPROP, like=(0, 0))
+widened(MAXPOOL2D_BWD)
+widened(AVGPOOL2D_FPROP)
+widened(AVGPOOL2D_BWD)

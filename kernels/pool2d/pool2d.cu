@@ -36,21 +36,30 @@ extern "C" __global__ void __launch_bounds__(256) maxpool_fprop(const T* x, T* y
   }
 }
 
-// dx: each dy goes to the pixel that was the greatest. A thread has one channel of one image to itself, and goes through its
-// windows in order: no two threads add to one pixel, so the sums are the same on every run.
-extern "C" __global__ void __launch_bounds__(64)
-    maxpool_bwd(const T* dy, const int* indices, T* dx, int images, int channels, int pixels, int windows) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= images * channels) return;
-  const int n = i / channels, c = i % channels;
-  T* image = dx + (size_t)n * pixels * channels + c;
-  for (int at = 0; at < pixels; at++) image[(size_t)at * channels] = narrow<T>(0);
-  const size_t first = (size_t)n * windows * channels + c;
-  for (int j = 0; j < windows; j++) {
-    const int at = indices[first + (size_t)j * channels];
-    if (at < 0) continue;
-    T* to = image + (size_t)at * channels;
-    *to = narrow<T>(wide(*to) + wide(dy[first + (size_t)j * channels]));
+// Windows [first, last] of an axis that may see pixel h: window p spans p * stride - padding and `extent` pixels from there.
+__forceinline__ void windows(int h, int stride, int padding, int extent, int count, int* first, int* last) {
+  const int end = h + padding;
+  *first = end < extent ? 0 : (end - extent) / stride + 1;
+  *last = min(end / stride, count - 1);
+}
+
+// dx: each dy goes to the pixel that was the greatest. A thread per pixel gathers from the windows that see it, in order, so
+// that the sums are the same on every run.
+extern "C" __global__ void __launch_bounds__(256) maxpool_bwd(const T* dy, const int* indices, T* dx, Window z) {
+  const unsigned size = (unsigned)z.N * z.H * z.W * z.C;
+  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
+    const int c = i % z.C, w = i / z.C % z.W, h = i / z.C / z.W % z.H, n = i / z.C / z.W / z.H, here = h * z.W + w;
+    const size_t image = (size_t)n * z.P * z.Q * z.C + c;
+    int p0, p1, q0, q1;
+    windows(h, z.u, z.a, (z.R - 1) * z.l + 1, z.P, &p0, &p1);
+    windows(w, z.v, z.b, (z.S - 1) * z.m + 1, z.Q, &q0, &q1);
+    real sum = 0;
+    for (int p = p0; p <= p1; p++)
+      for (int q = q0; q <= q1; q++) {
+        const size_t at = image + (size_t)(p * z.Q + q) * z.C;
+        if (indices[at] == here) sum += wide(dy[at]);
+      }
+    dx[i] = narrow<T>(sum);
   }
 }
 
@@ -84,11 +93,14 @@ extern "C" __global__ void __launch_bounds__(256) avgpool_bwd(const T* dy, T* dx
   for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
     const int c = i % z.C, w = i / z.C % z.W, h = i / z.C / z.W % z.H, n = i / z.C / z.W / z.H;
     const T* image = dy + (size_t)n * z.P * z.Q * z.C + c;
-    const int h1 = h + z.a, w1 = w + z.b;  // window p sees row h where p*u <= h1 < p*u + R
-    const int p0 = h1 < z.R ? 0 : (h1 - z.R) / z.u + 1, q0 = w1 < z.S ? 0 : (w1 - z.S) / z.v + 1;
+    int p0, p1, q0, q1;
+    windows(h, z.u, z.a, z.R, z.P, &p0, &p1);
+    windows(w, z.v, z.b, z.S, z.Q, &q0, &q1);
     real sum = 0;
-    for (int p = p0; p <= min(h1 / z.u, z.P - 1); p++)
-      for (int q = q0; q <= min(w1 / z.v, z.Q - 1); q++)
+#pragma unroll 1  // NVRTC 12.9 runs out of registers on sm_120 otherwise
+    for (int p = p0; p <= p1; p++)
+#pragma unroll 1
+      for (int q = q0; q <= q1; q++)
         sum += wide(image[(size_t)(p * z.Q + q) * z.C]) / divisor(z, p, q, with_padding);
     dx[i] = narrow<T>(sum);
   }

@@ -62,8 +62,8 @@ def maxpool_fprop_reference(x, *, kernel, stride, padding, dilation, ceil_mode):
     return y, indices
 
 
-def maxpool_bwd_reference(dy, indices, *, input_hw):
-    """dx: each dy goes to the pixel that was the maximum."""
+def maxpool_bwd_reference(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
+    """dx: each dy goes to the pixel that was the maximum. (The indices alone tell; the window tells where to look.)"""
     n, c, p, q = dy.shape
     dx = np.zeros((n, c, input_hw[0] * input_hw[1]), dy.dtype)
     image, channel = np.arange(n)[:, None], np.arange(c)
@@ -164,7 +164,7 @@ def _max_fprop_inputs(case, rng):
 def _max_bwd_inputs(case, rng):
     x, window = _x(case, rng), case.params["window"]
     indices = maxpool_fprop_reference(x, **window)[1]
-    return dict(dy=_dy(case, rng), indices=indices), dict(input_hw=case.params["hw"])
+    return dict(dy=_dy(case, rng), indices=indices), dict(window) | dict(input_hw=case.params["hw"])
 
 
 def _average_window(case):
@@ -192,7 +192,7 @@ def _max_fprop_bytes(x, **window):
     return x.dtype.itemsize * _size(*x.shape) + (x.dtype.itemsize + 4) * _outputs(x, **window)
 
 
-def _max_bwd_bytes(dy, indices, *, input_hw):
+def _max_bwd_bytes(dy, indices, *, input_hw, **_):
     return (dy.dtype.itemsize + 4) * _size(*dy.shape) + dy.dtype.itemsize * _size(*dy.shape[:2], *input_hw)
 
 

@@ -1,41 +1,27 @@
-"""The step of gradient descent on a GPU: one fused pass over each parameter."""
+"""The step of gradient descent on a GPU: one launch for a group, one pass over its memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..cuda.launch import Launch, blocks, launch, variants
-from ..memory import namespace
+from ..cuda.groups import launch_group
+from ..cuda.launch import variants
+from ..groups import flattened, roles_of, write_back
 from ..registry import kernel
-from .problem import SGD_STEP
+from .problem import SGD_STEP, roles_with
 
 _STEP = variants(Path(__file__).with_name("sgd.cu"), "sgd_step")
-_MOST_BLOCKS = 4096
 
 
-def _same_dtype(p, g, buf, **_):
-    return g.dtype == p.dtype and (buf is None or buf.dtype == p.dtype)
+def _same_dtype(*arrays, **_):
+    return len({a.dtype for a in arrays if a is not None}) == 1
 
 
-@kernel(SGD_STEP, device="cuda", step=1, note="one fused pass", supports=_same_dtype)
-def sgd_step_cuda(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    order = sorted(range(p.ndim), key=lambda axis: -abs(p.strides[axis]))  # as p lies in memory
-    flat_p, flat_g = _flat(p, order), _flat(g, order)
-    flat_buf = flat_p if buf is None else _flat(buf, order)  # an address for the kernel; not read
-    factors = (p.dtype.type(factor) for factor in (lr, momentum, 1 - dampening, weight_decay))
-    args = (flat_p, flat_g, flat_buf, p.size, *factors, buf is not None, bool(nesterov), bool(first))
-    launch(Launch(_STEP[p.dtype.name], (min(blocks(p.size, 256), _MOST_BLOCKS),), (256,), args))
-    _write_back(p, flat_p, order)
-    if buf is not None:
-        _write_back(buf, flat_buf, order)
-
-
-def _flat(a, order):
-    """The numbers in the order of axes: a view where they lie so, else a copy."""
-    return namespace(a).ascontiguousarray(a.transpose(order)).reshape(-1)
-
-
-def _write_back(a, flat, order):
-    turned = a.transpose(order)
-    if not turned.flags.c_contiguous:
-        turned[...] = flat.reshape(turned.shape)
+@kernel(SGD_STEP, device="cuda", step=1, note="one launch for all, one fused pass", supports=_same_dtype)
+def sgd_step_cuda(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    roles, copied = flattened(roles_of(tensors, roles_with(momentum)), (0, 2))
+    factors = (lr.dtype.type(factor) for factor in (momentum, 1 - dampening, weight_decay))
+    flags = (found is not None, momentum != 0, bool(nesterov), bool(first))
+    lists = [*roles, roles[0]][:3]  # without momentum the third is not read
+    launch_group(_STEP[lr.dtype.name], lists, lr, lr if found is None else found, *factors, *flags)
+    write_back(copied)

@@ -1,55 +1,52 @@
-"""The step of gradient descent on the CPU: one fused pass: every number is read and written once."""
+"""The step of gradient descent on the CPU: one call for a group, one fused pass over every number."""
 
 import numpy as np
 from numba import prange
 
 from ..cpu.jit import njit
+from ..groups import BLOCK, flattened, numbers, roles_of, table, write_back
 from ..registry import kernel
-from .problem import SGD_STEP
-
-_BLOCK = 1 << 16  # numbers per task; a parameter smaller than this is not worth waking the threads for
+from .problem import SGD_STEP, roles_with
 
 
-@kernel(SGD_STEP, device="cpu", step=2, note="one fused pass, parallel over blocks")
-def sgd_step_fused(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    order = sorted(range(p.ndim), key=lambda axis: -abs(p.strides[axis]))  # as p lies in memory
-    flat_p, flat_g = _flat(p, order), _flat(g, order)
-    flat_buf = flat_p if buf is None else _flat(buf, order)  # an array for the compiled signature; not read
-    step = _step if p.size <= _BLOCK else _step_blocks
-    factors = (float(lr), float(momentum), 1.0 - dampening, float(weight_decay))
-    step(flat_p, flat_g, flat_buf, factors, buf is not None, bool(nesterov), bool(first))
-    _write_back(p, flat_p, order)
-    if buf is not None:
-        _write_back(buf, flat_buf, order)
+def _same_dtype(*arrays, **_):
+    return len({a.dtype for a in arrays if a is not None}) == 1
 
 
-def _flat(a, order):
-    """The numbers in the order of axes: a view where they lie so, else a copy."""
-    return np.ascontiguousarray(a.transpose(order)).reshape(-1)
-
-
-def _write_back(a, flat, order):
-    if a.size and not np.may_share_memory(a, flat):
-        turned = a.transpose(order)
-        turned[...] = flat.reshape(turned.shape)
+@kernel(SGD_STEP, device="cpu", step=2, note="one call for all, one fused pass", supports=_same_dtype)
+def sgd_step_fused(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    if not tensors or (found is not None and found[0] != 0):
+        return
+    roles, copied = flattened(roles_of(tensors, roles_with(momentum)), (0, 2))
+    factors = (float(momentum), 1.0 - dampening, float(weight_decay))
+    tasks = table(roles)
+    step = _steps if tasks[:, -1].sum() <= BLOCK else _steps_parallel
+    step(tasks, lr, factors, bool(momentum), bool(nesterov), bool(first))
+    write_back(copied)
 
 
 @njit(parallel=True)
-def _step_blocks(p, g, buf, factors, has_buf, nesterov, first):
-    for b in prange((p.size + _BLOCK - 1) // _BLOCK):
-        at = np.int64(b) * _BLOCK
-        stop = min(at + _BLOCK, p.size)
-        _step(p[at:stop], g[at:stop], buf[at:stop], factors, has_buf, nesterov, first)
+def _steps_parallel(tasks, lr, factors, has_buf, nesterov, first):
+    for i in prange(tasks.shape[0]):
+        _step(tasks[i], lr, factors, has_buf, nesterov, first)
 
 
 @njit()
-def _step(p, g, buf, factors, has_buf, nesterov, first):
-    number = p.dtype.type
-    lr, momentum, keep, decay = number(factors[0]), number(factors[1]), number(factors[2]), number(factors[3])
-    for i in range(p.size):
+def _steps(tasks, lr, factors, has_buf, nesterov, first):
+    for i in range(tasks.shape[0]):
+        _step(tasks[i], lr, factors, has_buf, nesterov, first)
+
+
+@njit()
+def _step(task, lr, factors, has_buf, nesterov, first):
+    p, g = numbers(task, 0, lr), numbers(task, 1, lr)
+    buf = numbers(task, 2 if has_buf else 0, lr)  # not read without momentum
+    number = lr.dtype.type
+    rate, momentum, keep, decay = lr[0], number(factors[0]), number(factors[1]), number(factors[2])
+    for i in range(np.int64(p.size)):
         d = g[i] + decay * p[i]
         if has_buf:
             b = d if first else momentum * buf[i] + keep * d
             buf[i] = b
             d = d + momentum * b if nesterov else b
-        p[i] -= lr * d
+        p[i] -= rate * d

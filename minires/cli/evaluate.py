@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -27,6 +27,7 @@ def evaluate(
     mean: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative_iterable=())] = None,
     std: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative_iterable=())] = None,
     device: str | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
     threads: Whole | None = None,
     workers: Whole | None = None,
 ) -> int:
@@ -63,6 +64,8 @@ def evaluate(
         The deviation that goes with --mean.
     device
         'cpu', 'cuda' or 'cuda:N', if not that of training.
+    precision
+        What convolutions and the last layer compute in, if not as in training.
     threads
         CPU threads of the kernels, if not as in training.
     workers
@@ -78,6 +81,7 @@ def evaluate(
         "mean": mean,
         "std": std,
         "device": device,
+        "precision": precision,
         "threads": threads,
         "workers": workers,
     }

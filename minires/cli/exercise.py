@@ -242,6 +242,15 @@ def _batch_norm(whole: Callable) -> Callable:
     return backward
 
 
+def _max_pool(whole: Callable) -> Callable:
+    unread = dict.fromkeys(("kernel", "stride", "padding", "dilation", "ceil_mode"))  # the indices tell
+
+    def backward(dy, indices, *, input_hw):
+        return whole(dy, indices, **unread, input_hw=input_hw)
+
+    return backward
+
+
 def _ungrouped(params: dict[str, Any]) -> bool:
     return params["dilation"] == (1, 1) and params["groups"] == 1
 
@@ -297,5 +306,5 @@ _PROBLEMS: dict[str, dict[str, Problem]] = {
         "dgrad": _plainer(CONV2D_DGRAD, _dgrad, _ungrouped),
         "wgrad": _plainer(CONV2D_WGRAD, _wgrad, _ungrouped),
     },
-    "max_pool2d": {"backward": MAXPOOL2D_BWD},
+    "max_pool2d": {"backward": _plainer(MAXPOOL2D_BWD, _max_pool, lambda _: True)},
 }

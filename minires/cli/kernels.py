@@ -129,7 +129,7 @@ def _default_device(file: Path | None) -> Literal["cpu", "cuda", "interpret"]:
     """Where kernels are checked unless the user says."""
     if file is None or file.suffix != ".cu":
         return "cpu"
-    from ..device import cuda
+    from .. import cuda
 
     return "cuda" if cuda.is_available() else "interpret"
 

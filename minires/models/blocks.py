@@ -10,6 +10,7 @@ parameters), option B is a 1x1 convolution. A block whose skip was dropped has n
 x (N, C, H, W), y (N, channels * expansion, ceil(H / stride), ceil(W / stride)).
 
 `self.bn1(x, relu=True)` is relu(bn1(x)), and `self.bn2(x, add=s, relu=True)` is relu(bn2(x) + s), each as one fused op.
+With `one_op` all of F is, with the addition and the ReLU behind it (`ops.conv_chain`).
 
 Source: He et al. 2015 (arXiv:1512.03385), figures 2 and 5; He et al. 2016
 (arXiv:1603.05027), figure 4e, for pre-activation.
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 from .. import nn
 from ..engine import Tensor
 from ..nn import functional as F
+from ..ops.conv_chain import conv_bn_chain
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -64,6 +66,7 @@ class Block(nn.Module):
 
     downsample: nn.Module | None  # s, where it is more than the identity
     skip = True
+    one_op = False  # whether training runs F as one op; see ResNet.one_op_blocks
 
     def __init__(self, *settings: Any):  # each kind of block names its own
         super().__init__()
@@ -73,6 +76,13 @@ class Block(nn.Module):
         if not self.skip:
             return None
         return x if self.downsample is None else self.downsample(x)
+
+    def chain(self, x: Tensor) -> Tensor:
+        """relu(F(x) + s(x)) as one op: what `forward` says line by line."""
+        convs, norms = zip(*((getattr(self, conv), getattr(self, bn)) for conv, bn in self.conv_bn), strict=True)
+        windows = [(conv.stride, conv.padding, conv.dilation, conv.groups) for conv in convs]
+        weights, settings = [conv.weight for conv in convs], [bn.settings() for bn in norms]
+        return conv_bn_chain(x, self.shortcut(x), weights, settings, windows)
 
     def drop_skip(self) -> None:
         """Make the block plain. Its `downsample` goes too, with its parameters."""
@@ -105,6 +115,8 @@ class BasicBlock(Block):
         self.downsample = self._downsample(shortcut, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.one_op and self.training:
+            return self.chain(x)
         out = self.bn1(self.conv1(x), relu=True)
         return self.bn2(self.conv2(out), add=self.shortcut(x), relu=True)
 
@@ -132,6 +144,8 @@ class Bottleneck(Block):
         self.downsample = self._downsample(shortcut, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.one_op and self.training:
+            return self.chain(x)
         out = self.bn1(self.conv1(x), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
         return self.bn3(self.conv3(out), add=self.shortcut(x), relu=True)

@@ -76,7 +76,7 @@ class _BatchNorm(Module):
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The arguments of the ops beside the input; counts the batch."""
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
@@ -117,7 +117,7 @@ class BatchNorm2d(_BatchNorm):
         `bn(x, add=skip, relu=True)` is the fused form of `relu(bn(x) + skip)` and equal to it. add: like x.
         """
         self._check(x, 4)
-        settings = self._settings()
+        settings = self.settings()
         if not relu:
             y = batch_norm(x, **settings)
             return y if add is None else y + add
@@ -130,4 +130,4 @@ class BatchNorm1d(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""
         self._check(x, 2, 3)
-        return batch_norm(x, **self._settings())
+        return batch_norm(x, **self.settings())

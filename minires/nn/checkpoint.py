@@ -59,7 +59,8 @@ class Checkpoint(Function):
 
     @staticmethod
     def forward(ctx, *arrays, function, modules, count):
-        ctx.numbers, ctx.fuse, ctx.modes, ctx.rebuilt = get_rng_state(), state.fuse, _modes(modules), False
+        ctx.numbers, ctx.modes, ctx.rebuilt = get_rng_state(), _modes(modules), False
+        ctx.fuse, ctx.autocast = state.fuse, state.autocast
         with no_grad():
             y = function(*(None if a is None else Tensor(a) for a in arrays[:count]))
         if not isinstance(y, Tensor):
@@ -99,14 +100,14 @@ def _modes(modules: Sequence[Module]) -> list[bool]:
 
 @contextlib.contextmanager
 def _as_then(ctx: Any) -> Iterator[None]:
-    """Within it, the running module and the random numbers are those of the forward pass."""
-    outer, numbers = (state.scope, state.fuse), get_rng_state()
-    state.scope, state.fuse = ctx.scope, ctx.fuse
+    """Within it, the running module, the precision and the random numbers are those of the forward pass."""
+    outer, numbers = (state.scope, state.fuse, state.autocast), get_rng_state()
+    state.scope, state.fuse, state.autocast = ctx.scope, ctx.fuse, ctx.autocast
     set_rng_state(ctx.numbers)
     try:
         yield
     finally:
-        state.scope, state.fuse = outer
+        state.scope, state.fuse, state.autocast = outer
         set_rng_state(numbers)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..dispatch import run
 from ..engine import Function, Tensor
@@ -137,6 +138,7 @@ def div(input: Any, other: Any) -> Tensor:
     return Div.apply(floating(a), floating(b))
 
 
+@autocasts
 def pow(input: Any, exponent: Any) -> Tensor:
     """input ** exponent. Of integers, an integer; a negative exponent there is NumPy's ValueError."""
     if isinstance(exponent, Number) and isinstance(input, Tensor):

@@ -39,45 +39,40 @@ class BatchNorm(Function):
 
     @staticmethod
     def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
-        xp, c, given = namespace_of(x), x.shape[1], x
+        xp, c = namespace_of(x), x.shape[1]
         ctx.dtypes = [getattr(a, "dtype", None) for a in (x, gamma, beta, z)]
-        x, gamma, beta, z = map(_wide, (x, gamma, beta, z))
-        gamma = xp.ones(c, x.dtype) if gamma is None else gamma
-        beta = xp.zeros(c, x.dtype) if beta is None else beta
+        wide = "float32" if x.dtype.itemsize == 2 else x.dtype
+        gamma = xp.ones(c, wide) if gamma is None else _wide(gamma)
+        beta = xp.zeros(c, wide) if beta is None else _wide(beta)
         if training:
             y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
             inv_std = 1 / xp.sqrt(var + eps)
             if running_mean is not None and x.size:
                 m = x.size // c
-                _move(running_mean, mean, momentum)
-                _move(running_var, var * (m / (m - 1)), momentum)
+                move(running_mean, mean, momentum)
+                move(running_var, var * (m / (m - 1)), momentum)
         else:
             mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
-        y = _narrow(y, given.dtype)
-        ctx.save_for_backward(given, y if relu and z is not None else None, gamma, beta, mean, inv_std)
+        ctx.save_for_backward(x, y if relu and z is not None else None, gamma, beta, mean, inv_std)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         training, relu, residual = ctx.params["training"], ctx.params["relu"], ctx.needs_grad[3]
-        arrays, params = map(_wide, (dy, *ctx.saved_for_backward)), dict(training=training, relu=relu)
-        found = run("batchnorm2d_bwd", *arrays, **params, residual=residual)
-        grads = zip(found, ctx.dtypes, ctx.needs_grad[:4], strict=True)
-        return *(_narrow(d, dtype) if needed else None for d, dtype, needed in grads), None, None
+        params = dict(training=training, relu=relu, residual=residual)
+        grads = zip(
+            run("batchnorm2d_bwd", dy, *ctx.saved_for_backward, **params), ctx.dtypes, ctx.needs_grad[:4], strict=True
+        )
+        return *(d.astype(dtype, copy=False) if needed else None for d, dtype, needed in grads), None, None
 
 
 def _wide(a: Any) -> Any:
-    """A float16 or bfloat16 array as float32, in which its statistics are computed."""
+    """Parameters and statistics of 16 bits as float32, in which they are computed."""
     return a.astype("float32") if a is not None and a.dtype.itemsize == 2 else a
 
 
-def _narrow(a: Any, dtype: Any) -> Any:
-    """Back in the dtype that `_wide` took it from."""
-    return a.astype(dtype) if dtype.itemsize == 2 else a
-
-
-def _move(running: Any, value: Any, momentum: float) -> None:
+def move(running: Any, value: Any, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * value, in place; real statistics ignore a complex step."""
     value = value if running.dtype.kind == "c" else value.real
     running[...] = (1 - momentum) * running + momentum * value

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..autocast import autocasts
 from ..dispatch import run
 from ..engine import Function, Tensor
 from .layout import sum_axes
@@ -49,6 +50,7 @@ class Conv2d(Function):
         return dx, dw, db
 
 
+@autocasts
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -85,6 +87,13 @@ def checked(
                 f"conv2d: a filter of {taps} taps with dilation {d} does not fit into {size} pixels padded by {a}"
             )
     return input, dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def out_hw(hw: tuple[int, ...], rs: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(P, Q), how many windows of (R, S) an image of (H, W) has along its axes."""
+    axes = zip(hw, rs, stride, padding, dilation, strict=True)
+    p, q = ((n + 2 * a - d * (taps - 1) - 1) // u + 1 for n, taps, u, a, d in axes)
+    return p, q
 
 
 def pair(value: Any, name: str, least: int = 1) -> Pair:

@@ -15,6 +15,9 @@ Saved for backward: the log-probabilities and the target. With p = softmax(x):
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..dispatch import run
 from ..engine import Function, Tensor
@@ -26,7 +29,7 @@ class CrossEntropy(Function):
     """Classes. target: int64, of x's shape without the classes; weights: of each row, or None."""
 
     @staticmethod
-    def forward(ctx, x, target, weights, *, reduction: str, divisor: float):
+    def forward(ctx, x, target, weights, *, reduction: str, divisor: Any):
         xp = namespace_of(x)
         rows = xp.moveaxis(x, class_axis(x), -1).reshape(-1, x.shape[class_axis(x)])
         loss, log_probs = run("softmax_cross_entropy_fprop", rows, target.reshape(-1))
@@ -75,6 +78,7 @@ class SoftCrossEntropy(Function):
         return dx, dtarget, None
 
 
+@autocasts
 def cross_entropy(
     input: Tensor,
     target: Tensor,

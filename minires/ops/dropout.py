@@ -2,7 +2,8 @@
 
     y = x * m / (1 - p)      dx = dy * m / (1 - p)      m is 1 with probability 1 - p, else 0
 
-Saved for backward: m, a byte per element. Its numbers come from the default generator (minires.manual_seed).
+Saved for backward: m, a byte per element. Its numbers follow from a key that the default generator draws for each call
+(minires.manual_seed): a CUDA graph is fed with a new one at each replay, and drops what a step without it would.
 
 Source: Srivastava et al. 2014, Journal of Machine Learning Research 15.
 """
@@ -11,11 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ..device import namespace_of
+from ..cuda import fed_numbers
+from ..dispatch import run
 from ..engine import Function, Tensor
-from ..random import default_generator
 from .layout import Layout
 
 
@@ -23,8 +22,7 @@ class Dropout(Function):
     @staticmethod
     def forward(ctx, x, *, p: float):
         layout = Layout.of(x)
-        mask: Any = default_generator.random(layout.memory_shape(), np.float32) >= p
-        mask = layout.view(namespace_of(x).asarray(mask))
+        mask = layout.view(run("dropout_mask", fed_numbers(2, x), n=x.size, p=float(p)).reshape(layout.memory_shape()))
         ctx.save_for_backward(mask)
         return x * _scaled(mask, p, x.dtype)
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..autocast import autocasts
 from ..dispatch import run
 from ..engine import Function, Tensor, state
 from .activation import relu as rectified
 from .arithmetic import add
 from .batch_norm import batch_norm, normalise
-from .conv import Pair, checked, conv2d
+from .conv import Pair, checked, conv2d, out_hw
 from .layout import sum_axes
 
 
@@ -40,6 +41,7 @@ class ConvBiasAct(Function):
         return dx, dw, sum_axes(g, (0, 2, 3)) if ctx.needs_grad[2] else None, g if ctx.needs_grad[3] else None
 
 
+@autocasts
 def conv_bias_act(
     input: Tensor,
     weight: Tensor,
@@ -66,8 +68,7 @@ def conv_bias_act(
 
 
 def _output_shape(x: Tensor, w: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> tuple[int, ...]:
-    axes = zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
-    return x.shape[0], w.shape[0], *((n + 2 * a - d * (taps - 1) - 1) // u + 1 for n, taps, u, a, d in axes)
+    return x.shape[0], w.shape[0], *out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
 
 
 def bn_relu(

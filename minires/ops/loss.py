@@ -10,6 +10,7 @@ Saved for backward: mse x - t; nll the target and the weights.
 
 from __future__ import annotations
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .cross_entropy import cross_entropy
@@ -56,6 +57,7 @@ class NLLLoss(Function):
         return -xp.where(xp.expand_dims(target, axis) == classes, xp.expand_dims(dloss, axis), 0), None, None
 
 
+@autocasts
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """The squared differences of two tensors of one shape: their "mean", "sum", or each ("none").
 
@@ -69,6 +71,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return MSELoss.apply(input, target, reduction=reduction)
 
 
+@autocasts
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = -100
 ) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..autocast import autocasts
 from ..dispatch import run
 from ..engine import Function, Tensor
 from .layout import sum_axes, unbroadcast
@@ -72,6 +73,7 @@ class Linear(Function):
         return dx, dw, db
 
 
+@autocasts
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product of `input` (..., M, K) or (K,) and `other` (..., K, N) or (K,); see the page's head.
 
@@ -88,6 +90,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return MatMul.apply(input, other)
 
 
+@autocasts
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input @ weight.T + bias for `input` (..., I), `weight` (O, I), `bias` (O,); returns (..., O).
 

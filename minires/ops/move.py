@@ -18,6 +18,7 @@ import numpy as np
 
 from ..device import Device, device_of, namespace_of, to_device
 from ..device import device as as_device
+from ..dispatch import run
 from ..engine import Function, Tensor
 
 _DEFAULTS = tuple(np.dtype(name) for name in ("bool", "int64", "float32", "complex64"))
@@ -27,14 +28,18 @@ class Move(Function):
     @staticmethod
     def forward(ctx, x, *, device: Device, dtype: np.dtype):
         ctx.source = device_of(x), x.dtype
-        return to_device(x, device).astype(dtype, copy=False)
+        return _cast(to_device(x, device), dtype)
 
     @staticmethod
     def backward(ctx, dy):
         device, dtype = ctx.source
         if kind(dy.dtype) > kind(dtype):  # x was real and y complex
             dy = dy.real
-        return to_device(dy, device).astype(dtype, copy=False)
+        return _cast(to_device(dy, device), dtype)
+
+
+def _cast(x: Any, dtype: np.dtype) -> Any:
+    return x if x.dtype == dtype else run("cast", x, dtype=dtype.name)
 
 
 def to(input: Tensor, device: Any = None, dtype: Any = None) -> Tensor:

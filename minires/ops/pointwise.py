@@ -14,6 +14,7 @@ infinite one (as in PyTorch). Of integers, all but neg and |x| are float32.
 
 from __future__ import annotations
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .move import floating
@@ -115,11 +116,13 @@ def abs(input: Tensor) -> Tensor:
     return Abs.apply(input)
 
 
+@autocasts
 def exp(input: Tensor) -> Tensor:
     """e to the power of each element."""
     return Exp.apply(floating(input))
 
 
+@autocasts
 def log(input: Tensor) -> Tensor:
     """The natural logarithm of each element."""
     return Log.apply(floating(input))

@@ -34,7 +34,7 @@ class MaxPool2d(Function):
     @staticmethod
     def backward(ctx, dy):
         (indices,) = ctx.saved_for_backward
-        return run("maxpool2d_bwd", dy, indices, input_hw=ctx.input_shapes[0][2:])
+        return run("maxpool2d_bwd", dy, indices, **ctx.params, input_hw=ctx.input_shapes[0][2:])
 
 
 class AvgPool2d(Function):

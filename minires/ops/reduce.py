@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .arithmetic import div, pow, sub
@@ -76,6 +77,7 @@ class Norm(Function):
         return dy * xp.sign(x) * share ** (p - 1)
 
 
+@autocasts
 def sum(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The sum over `dim` (an axis, several, or None for all). Integers and bools are summed in int64."""
     if dtype is None and kind(input.dtype) < 2:
@@ -91,6 +93,7 @@ def mean(input: Tensor, dim: Dim = None, keepdim: bool = False, *, dtype: Any = 
     return Mean.apply(input, axes=reduced_axes(dim, input.ndim), keepdim=keepdim)
 
 
+@autocasts
 def norm(input: Tensor, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """The p-norm of the elements over `dim` (None: of all); p from 1 to inf, or "fro", which is 2.
 
@@ -108,6 +111,7 @@ def norm(input: Tensor, p: float | str = 2, dim: Dim = None, keepdim: bool = Fal
     return Norm.apply(input, p=p, axes=reduced_axes(dim, input.ndim), keepdim=keepdim)
 
 
+@autocasts
 def var(
     input: Tensor, dim: Dim = None, *, correction: int = 1, unbiased: bool | None = None, keepdim: bool = False
 ) -> Tensor:
@@ -119,6 +123,7 @@ def var(
     return div(sum(pow(sub(input, mean(input, dim, True)), 2), dim, keepdim), n)
 
 
+@autocasts
 def std(
     input: Tensor, dim: Dim = None, *, correction: int = 1, unbiased: bool | None = None, keepdim: bool = False
 ) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..autocast import autocasts
 from ..device import namespace_of
 from ..engine import Function, Tensor
 from .layout import axes_of
@@ -56,11 +57,13 @@ def _shifted(x: Any, axis: int) -> Any:
     return x - x.real.max(axis, keepdims=True) if x.size else x
 
 
+@autocasts
 def log_softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """The logarithm of the softmax of `input` over axis `dim`; computed in `dtype`, if given. Same shape."""
     return _along(LogSoftmax, input, dim, dtype)
 
 
+@autocasts
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
     """exp(input), scaled to sum 1 over axis `dim`; computed in `dtype`, if given. Same shape."""
     return _along(Softmax, input, dim, dtype)

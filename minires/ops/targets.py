@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+from ..cuda import is_current_stream_capturing
 from ..device import namespace_of
 from ..engine import Tensor
 from .move import kind, to
@@ -21,14 +22,19 @@ def reduced(loss: Any, reduction: str, divisor: float) -> Any:
     """The loss of each row reduced; a mean over nothing is NaN, as in PyTorch."""
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / (divisor or math.nan)
+    return loss.sum() if reduction == "sum" else loss.sum() / _or_nan(divisor)
 
 
 def spread(dy: Any, shape: tuple[int, ...], reduction: str, divisor: float) -> Any:
     """The gradient of `reduced`: dy's share for every row, read-only."""
     if reduction == "mean":
-        dy = dy / (divisor or math.nan)
+        dy = dy / _or_nan(divisor)
     return namespace_of(dy).broadcast_to(dy, shape)
+
+
+def _or_nan(divisor: Any) -> Any:
+    """NaN for 0; an array, which the host may not look at, divides by 0 itself."""
+    return divisor if hasattr(divisor, "shape") else divisor or math.nan
 
 
 def check_reduction(name: str, reduction: str) -> None:
@@ -44,11 +50,12 @@ def class_axis(x: Any) -> int:
 
 def class_targets(
     name: str, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor | None, float]:
+) -> tuple[Tensor, Tensor | None, Any]:
     """(target, weights, divisor): the classes as int64, 0 for ignored rows; the weight of each row, 0 for ignored ones
-    (None: all 1); and the sum of the weights.
+    (None: all 1); and the sum of the weights, an array where a CUDA graph is captured.
 
-    ValueError names a shape that does not fit or a number that is no class, TypeError a dtype.
+    ValueError names a shape that does not fit or a number that is no class (a graph weighs its row NaN: the host may
+    not look), TypeError a dtype.
     """
     check_input(name, input, weight)
     classes, t = input.shape[class_axis(input)], cast(Any, target.array)
@@ -61,7 +68,10 @@ def class_targets(
             "(probabilities would be floating and of the input's shape)"
         )
     ignored = t == ignore_index
-    if (wrong := ~ignored & ((t < 0) | (t >= classes))).any():
+    wrong = ~ignored & ((t < 0) | (t >= classes))
+    if is_current_stream_capturing():
+        return _unseen(t, ignored, wrong, weight, input.array.real.dtype)
+    if wrong.any():
         at = [int(i[0]) for i in wrong.nonzero()]
         where = "" if not at else f" at row {at[0]}" if len(at) == 1 else f" at {tuple(at)}"
         raise ValueError(f"{name}: target {int(t[tuple(at)])}{where} is not a class: there are {classes}")
@@ -73,6 +83,17 @@ def class_targets(
     if weight is not None:
         weights *= weight.array[t]
     return Tensor(t), Tensor(weights), float(weights.sum())
+
+
+def _unseen(t: Any, ignored: Any, wrong: Any, weight: Tensor | None, dtype: Any) -> tuple[Tensor, Tensor, Any]:
+    """`class_targets` without a look at a number."""
+    xp = namespace_of(t)
+    t = xp.where(ignored | wrong, 0, t).astype("int64")
+    weights = xp.where(wrong, math.nan, ~ignored).astype(dtype)
+    if weight is not None:
+        weights *= weight.array[t]
+    wide = weights.astype("float32") if dtype.itemsize == 2 else weights  # float16 counts to 2048
+    return Tensor(t), Tensor(weights), wide.sum().astype(dtype)
 
 
 def check_input(name: str, input: Tensor, weight: Tensor | None) -> None:

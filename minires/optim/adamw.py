@@ -8,7 +8,7 @@
 t counts the steps of the parameter from 1; the divisions by 1 - beta^t undo that m and v start at zero. With amsgrad,
 the largest v so far takes the place of v.
 Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2;
-Reddi et al. 2018 (amsgrad).
+Reddi et al. 2018 (amsgrad). Computed by the kernels of `adamw_step`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..device import namespace_of
-from .optimizer import Optimizer, check_at_least_zero, kept_array
+from ..cuda import fed
+from ..dispatch import run
+from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; see the page's head for the formula.
 
     lr: per step. betas: both in [0, 1). eps: added to the root, above 0 where a gradient may be 0. weight_decay: the
-    share of the parameter, times lr, taken off at each step. State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
+    share of the parameter, times lr, taken off at each step. capturable: on a GPU, what depends on lr and on t is read
+    from memory, so that a CUDA graph follows both. State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
     """
 
     decoupled = True
@@ -37,9 +39,10 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        capturable: bool = False,
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, "capturable": capturable})
 
     def check(self, group: dict[str, Any]) -> None:
         """ValueError for a negative setting or a beta outside [0, 1)."""
@@ -47,28 +50,26 @@ class AdamW(Optimizer):
         if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
 
-    def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One step of one parameter."""
-        xp = namespace_of(p)
-        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """One step of all of them, in one call for each device, dtype and number of steps made."""
+        decay, amsgrad = float(group["weight_decay"]), bool(group["amsgrad"])
         beta1, beta2 = map(float, group["betas"])
-        m, v = kept_array(state, "exp_avg", p), kept_array(state, "exp_avg_sq", p)
-        t = state["step"] = int(state.get("step", 0)) + 1
-        if self.decoupled:
-            p *= 1 - lr * decay
-        elif decay:
-            g = g + decay * p
-        m += (g - m) * (1 - beta1)
-        v *= beta2
-        v += (1 - beta2) * (g * g)
-        if group["amsgrad"]:
-            largest = kept_array(state, "max_exp_avg_sq", p)
-            xp.maximum(largest, v, out=largest)
-            v = largest
-        root = xp.sqrt(v)  # the corrections are applied in PyTorch's order, so that results agree to rounding
-        root /= (1 - beta2**t) ** 0.5
-        root += eps
-        p -= (lr / (1 - beta1**t)) * (m / root)
+        settings = dict(beta1=beta1, beta2=beta2, eps=float(group["eps"]), penalty=0.0 if self.decoupled else decay)
+        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+        for members in alike(params, lambda p: self.state.setdefault(p, {}).get("step", 0)):
+            states, arrays = [self.state[p] for p in members], [p.array for p in members]
+            kept = (kept_array(s, name, a) for name in names for s, a in zip(states, arrays, strict=True))
+
+            def factors(states: list[dict[str, Any]] = states) -> tuple[float, float, float]:
+                """What a step's number and learning rate decide; counts the step."""
+                lr, t = float(group["lr"]), int(states[0].get("step", 0)) + 1
+                for state in states:
+                    state["step"] = t
+                return 1 - lr * decay if self.decoupled else 1.0, (1 - beta2**t) ** 0.5, lr / (1 - beta1**t)
+
+            numbers = fed(factors, (3,), computed_in(arrays[0].dtype), arrays[0])  # asked at every replay of a graph
+            gradients = (p.grad.array for p in members)
+            run("adamw_step", numbers, None, *arrays, *gradients, *kept, **settings, amsgrad=amsgrad)
 
 
 class Adam(AdamW):
@@ -84,5 +85,6 @@ class Adam(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, capturable)

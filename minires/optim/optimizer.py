@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..cuda import is_current_stream_capturing
 from ..device import namespace_of, to_device
 from ..engine import Tensor, set_grad_enabled
 from ..nn.module import clear_grads
@@ -40,6 +41,11 @@ class Optimizer:
     def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Change the array `p` in place, given its gradient `g`; `state` is what the last update left there."""
         raise NotImplementedError
+
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """`update` for each of a group's parameters, which have gradients. Overridden where a kernel takes them all."""
+        for p in params:
+            self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group {"params": tensors, setting: value, ...}; settings that it lacks come from `defaults`."""
@@ -77,11 +83,20 @@ class Optimizer:
             with set_grad_enabled(True):
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
-                    p.version[0] += 1
+            params = [p for p in group["params"] if p.grad is not None]
+            self.update_group(params, self.settings(group))
+            for p in params:
+                p.version[0] += 1
         return loss
+
+    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group as `update` gets it, once per step. RuntimeError where a CUDA graph would keep its numbers."""
+        if is_current_stream_capturing() and not group.get("capturable"):
+            remedy = "make it with capturable=True" if "capturable" in self.defaults else "SGD and AdamW can do without"
+            raise RuntimeError(
+                f"{type(self).__name__} has numbers of the host, which a CUDA graph cannot ask: {remedy}"
+            )
+        return group
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {i: {name: Tensor or number}}, "param_groups": [...]}, parameters numbered in order of the groups.
@@ -112,7 +127,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, groups, strict=True):
             self.check({**group, **new})
         for group, new in zip(self.param_groups, groups, strict=True):
-            group.update({name: value for name, value in new.items() if name != "params"})
+            group.update({name: value for name, value in new.items() if name not in ("params", "capturable")})
         self.state = state
 
     def _params(self) -> list[Tensor]:
@@ -133,6 +148,19 @@ def _kept(name: str, value: Any, p: Tensor) -> Any:
     if name == "step":
         return int(value.array)
     return Tensor(to_device(value.array, p.device).astype(p.dtype, copy=True))
+
+
+def alike(params: list[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """The parameters that one kernel can serve together: those of one device, dtype and `key`, in their order."""
+    found: dict[Any, list[Any]] = {}
+    for p in params:
+        found.setdefault((p.device, p.array.dtype, key(p)), []).append(p)
+    return list(found.values())
+
+
+def computed_in(dtype: Any) -> Any:
+    """The dtype of a learning rate for parameters of this one: float32 for those of 16 bits, else the same."""
+    return "float32" if dtype.itemsize == 2 else dtype
 
 
 def kept_array(state: dict[str, Any], name: str, p: Any) -> Any:

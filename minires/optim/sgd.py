@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..cuda import fed
 from ..dispatch import run
-from .optimizer import Optimizer, check_at_least_zero, kept_array
+from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent; see the page's head for the formula.
 
     lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
-    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. State: momentum_buffer, like the parameter.
+    gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from
+    memory, so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
+    momentum_buffer, like the parameter.
     """
 
     def __init__(
@@ -32,9 +35,10 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        capturable: bool = False,
     ):
         defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "nesterov": nesterov})
+        super().__init__(params, {**defaults, "nesterov": nesterov, "capturable": capturable})
 
     def check(self, group: dict[str, Any]) -> None:
         """ValueError for a negative setting, or Nesterov without plain momentum."""
@@ -44,9 +48,14 @@ class SGD(Optimizer):
                 f"nesterov=True needs momentum > 0 and dampening 0, not {group['momentum']} and {group['dampening']}"
             )
 
-    def update(self, p: Any, g: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One step of one parameter."""
-        first = "momentum_buffer" not in state
-        buf = kept_array(state, "momentum_buffer", p) if group["momentum"] != 0 else None
-        settings = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
-        run("sgd_step", p, g, buf, **settings, nesterov=bool(group["nesterov"]), first=first)
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """One step of all of them, in one call for each device and dtype."""
+        settings: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
+        settings["nesterov"] = bool(group["nesterov"])
+        for members in alike(params, lambda p: "momentum_buffer" not in self.state.setdefault(p, {})):
+            states, arrays = [self.state[p] for p in members], [p.array for p in members]
+            first, like = "momentum_buffer" not in states[0], arrays[0]
+            kept = settings["momentum"] != 0
+            buffers = [kept_array(s, "momentum_buffer", a) for s, a in zip(states, arrays, strict=True)] if kept else []
+            lr = fed(lambda: float(group["lr"]), (1,), computed_in(like.dtype), like)
+            run("sgd_step", lr, None, *arrays, *(p.grad.array for p in members), *buffers, **settings, first=first)

@@ -27,6 +27,7 @@ from ..nn import Module
 from ..nn.module import StateDictError
 from ..ops import cross_entropy
 from ..state import no_grad
+from . import precision
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
 from .images import make_loader, open_images, open_test
 from .pretrained import open_network, summary_of
@@ -98,7 +99,7 @@ def evaluate_run(
     weights: "final", those of model.safetensors, which the run's summary is about; "last", those of the newest
     checkpoint; "ema", their running average there; "best", those of the epoch that was best on the held-out images (the
     average, if the run has one). changes: fields of the recipe that are different now (data_dir, dataset, device,
-    threads, workers). on_note: called with a line to be read. Raises ValueError or OSError in one line.
+    precision, threads, workers). on_note: called with a line to be read. Raises ValueError or OSError in one line.
     """
     folder, note = Path(run), on_note or (lambda text: None)
     if weights not in (known := ("final", "best", "last", "ema")):
@@ -125,7 +126,8 @@ def evaluate_run(
     model.to(device)
     loader = make_loader(recipe, images, images.test, _BATCH, training=False)
     order = ([t.to(device) for t in batch] for batch in loader.iterate(0))
-    found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
+    with precision.region(recipe):
+        found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
     return _from(found, images.test, weights, str(where))
 
 
@@ -138,8 +140,8 @@ def evaluate_weights(
     """Count the test images of a data set that weights get right; of a folder without a split, all images.
 
     weights, model: as `open_network` takes them. changes: fields of `Recipe`: dataset (by default "folder"), data_dir,
-    image_size, mean, std, device, threads, workers. on_note: called with a line to be read. Raises ValueError or
-    OSError in one line, also where the weights have another number of classes.
+    image_size, mean, std, device, precision, threads, workers. on_note: called with a line to be read. Raises
+    ValueError or OSError in one line, also where the weights have another number of classes.
     """
     note = on_note or (lambda text: None)
     given = {"dataset": "folder", **(changes or {})}
@@ -164,7 +166,9 @@ def evaluate_weights(
         )
     loader = DataLoader(test, _BATCH, num_workers=recipe.workers, workers=recipe.worker_kind)
     order = ([t.to(device) for t in batch] for batch in loader)
-    return _from(evaluate_model(network.model, order, test.classes), test, "all", str(weights))
+    with precision.region(recipe):
+        found = evaluate_model(network.model, order, test.classes)
+    return _from(found, test, "all", str(weights))
 
 
 def _from(found: Evaluation, test: ImageDataset, weights: str, file: str) -> Evaluation:

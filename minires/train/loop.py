@@ -139,7 +139,7 @@ class Run:
         self.optimizer = make_optimizer(recipe, self.model, self.start.taken if recipe.l2_sp else ())
         self.schedule = make_schedule(recipe, self.optimizer, self.total)
         penalty = Penalty(self.model, self.start.taken, recipe.l1, recipe.l2_sp, recipe.decay_norm)
-        self.train_step = TrainStep(recipe, self.model, self.optimizer, penalty)
+        self.train_step = TrainStep(recipe, self.model, self.optimizer, penalty, lambda text: self.said(text))
         self.ema = _make_ema(self.model, recipe.ema) if recipe.ema else None
         self.epoch, self.batch, self.step, self.recorded = 1, 0, 0, 0
         self.mean, self.watch, self.judged = Mean(), Stopwatch(), None
@@ -201,7 +201,8 @@ class Run:
         for images, targets in self.loader.iterate(self.epoch - 1, self.batch):
             loss, outputs = self._step(images, targets)
             logits = array_module(self.device).concatenate(outputs) if len(outputs) > 1 else outputs[0]
-            self.mean.add(loss, logits, targets.to(self.device).array)
+            if math.isfinite(loss):  # of a step in float16 that was left out it may be NaN
+                self.mean.add(loss, logits, targets.to(self.device).array)
             self.watch.lap(self.recipe.batch_size)
             if self.on_step is not None:
                 accuracy, speed = self.mean.accuracy, self.watch.epoch_speed
@@ -340,14 +341,16 @@ class Run:
 
     def _evaluate(self, data: Any) -> Mean:
         loader = make_loader(self.recipe, self.images, data, _EVALUATE, training=False)
-        return evaluate(self.model, self._watched(loader.iterate(0)), self.recipe.label_smoothing)
+        with self.train_step.region:
+            return evaluate(self.model, self._watched(loader.iterate(0)), self.recipe.label_smoothing)
 
     def _recalibrate(self) -> None:
         from .recalibrate import recalibrate
 
         self.freezing.train(self.epoch)  # frozen statistics stay
         order = self.loader.iterate(self.recipe.epochs)  # an epoch that was not trained on
-        recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
+        with self.train_step.region:
+            recalibrate(self.model, self._watched(itertools.islice(order, _RECALIBRATE)))
 
     def _watched(self, order: Iterable[Any]) -> Iterator[Any]:
         """Batches on the run's device; a signal ends them."""

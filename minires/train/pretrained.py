@@ -33,7 +33,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Pretrained:
     """Weights as they were found. state: Tensors by name. source: where, for people. model, classes, mean, std,
-    image_size, resize (before the middle is cropped to image_size): empty or 0 where nothing says."""
+    image_size, resize (before the middle is cropped to image_size): empty or 0 where nothing says. refusal: why an
+    image alone cannot be brought to them, empty where it can."""
 
     state: Mapping[str, Tensor]
     source: str
@@ -43,6 +44,7 @@ class Pretrained:
     std: tuple[float, ...] = ()
     image_size: int = 0
     resize: int = 0
+    refusal: str = ""
 
     @property
     def outputs(self) -> int:
@@ -120,9 +122,12 @@ def open_network(
 def normalization(
     found: Pretrained, mean: Sequence[float], std: Sequence[float], note: Callable[[str], Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) for images of these weights: as given, as they say, or, with a note, ImageNet's."""
+    """(mean, std) for images of these weights: as given, as they say, or, with a note, ImageNet's.
+    ValueError where that is not how their images are normalised."""
     if bool(mean) != bool(std):
         raise ValueError("mean and std go together: give both (--mean 0.5 0.5 0.5 --std 0.25 0.25 0.25)")
+    if found.refusal:
+        raise ValueError(found.refusal)
     if not mean and not found.mean:
         if found.channels != 3:
             raise ValueError(f"{found.source} do not say how images are normalised; give mean and std (--mean, --std)")
@@ -162,24 +167,26 @@ def open_pretrained(weights: str | Path) -> Pretrained:
 
 
 def _notes(file: Path) -> dict[str, Any]:
-    """What `minires export` wrote into the head of a safetensors file: model, classes, mean, std."""
+    """What `minires export` wrote into the head of a safetensors file: model, classes, mean, std, image_size."""
     if file.suffix != ".safetensors":
         return {}
     said = load_arrays(file)[1]
     try:
-        lists = {name: tuple(json.loads(said[name])) for name in ("classes", "mean", "std") if name in said}
+        kept: dict[str, Any] = {n: tuple(json.loads(said[n])) for n in ("classes", "mean", "std") if n in said}
+        if "image_size" in said:
+            kept["image_size"] = int(said["image_size"])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: its head says {', '.join(said)}, but not as lists: {error}") from error
-    return {**lists, **({"model": said["model"]} if said.get("model") in list_models() else {})}
+        raise ValueError(f"{file}: its head says {', '.join(said)}, but not as lists and a size: {error}") from error
+    return {**kept, **({"model": said["model"]} if said.get("model") in list_models() else {})}
 
 
 def _of_run(folder: Path, file: Path) -> Pretrained:
     recipe, summary = recipe_of(folder), summary_of(folder)
     if not summary or not file.is_file():
-        raise FileNotFoundError(f"{folder} is a run that has not ended: go on with it, or give a file of weights")
-    if recipe.normalize != "channel":
-        raise ValueError(f"{folder} normalises by a mean image, which does not go with single images")
+        raise FileNotFoundError(f"{folder} is a run that has not ended: go on with it, or give its model.safetensors")
     about: dict[str, Any] = {name: tuple(summary[name]) for name in ("classes", "mean", "std")}
+    if recipe.normalize != "channel":
+        about["refusal"] = f"{folder} normalises by a mean image, which its weights alone do not tell"
     source = str(folder if file.name == "model.safetensors" else file)
     return Pretrained(read_weights(file), source, recipe.model, image_size=recipe.image_size, **about)
 

@@ -43,7 +43,7 @@ def features(model: Any, batches: Iterable[Any]) -> tuple[np.ndarray, np.ndarray
     finally:
         handle.remove()
         model.train(training)
-    return np.concatenate(seen), np.concatenate(labels)
+    return np.concatenate(seen).astype(np.float32, copy=False), np.concatenate(labels)
 
 
 def fit_head(
@@ -132,7 +132,8 @@ class ProbeRun(Run):
         self._look_for_signals()
         begun, images = time.perf_counter(), self.images
         loader = make_loader(self.recipe, images, images.train, 256, training=False)
-        x, labels = features(self.model, self._watched(loader.iterate(0)))
+        with self.train_step.region:
+            x, labels = features(self.model, self._watched(loader.iterate(0)))
         seconds = time.perf_counter() - begun
         weight, bias = fit_head(x, labels, len(images.classes), self.recipe.weight_decay)
         fit = time.perf_counter() - begun - seconds

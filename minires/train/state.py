@@ -51,6 +51,7 @@ def capture(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "random": get_rng_state(),
         "mean": run.mean.state(),
         "watch": run.watch.state(),
+        "scaler": run.train_step.scaler.state_dict(),
         "seconds": run.seconds,
         "seed": run.recipe.seed,
         "recipe": dataclasses.asdict(run.recipe),
@@ -92,6 +93,7 @@ def restore(run: Run, checkpoint: Checkpoint, note: Callable[[str], Any]) -> Non
     run.schedule.load_state_dict({"last_epoch": run.step})
     run.mean.load_state(rest["mean"])
     run.watch.load_state(rest["watch"])
+    run.train_step.scaler.load_state_dict(rest.get("scaler", {}))  # not in checkpoints from before there was precision
     set_rng_state(rest["random"])
 
 

@@ -8,14 +8,16 @@
 //     wgrad   weights j = (r, s, c)   filters k           pixels (n, p, q) of y
 //
 // A loader gives thread t the addresses of its LOADS pieces of 16 bytes of a tile, row(i) and depth(i) of which it says:
-// at(i) is null where the tile has zeros (padding, tails), next() goes on to the next tile. There are no divisions after the
-// constructor: a thread knows its pixel, and steps from tap to tap by additions.
+// at(i) is null where the tile has zeros (padding, tails), next() goes on to the next tile; channel() is that of the first number
+// of its pieces (of all but weights, whose pieces nobody changes). There are no divisions after the constructor: a thread knows its pixel, and
+// steps from tap to tap by additions.
 #include "conv.cuh"
 
 constexpr int V = 16 / sizeof(number);
 
 // Pieces run along the sum.
 template <int WIDTH> struct AlongSum {
+  static constexpr int SIZE = WIDTH * BK;  // of a tile, in numbers
   static constexpr int PIECES = BK / V, LOADS = (WIDTH * PIECES + THREADS - 1) / THREADS;
   __forceinline__ static bool active() { return WIDTH * PIECES >= THREADS || threadIdx.x < WIDTH * PIECES; }
   __forceinline__ static int row(int i) { return threadIdx.x / PIECES + i * (THREADS / PIECES); }
@@ -24,6 +26,7 @@ template <int WIDTH> struct AlongSum {
 
 // Pieces run along the rows (or columns) of the tile.
 template <int WIDTH> struct AlongRows {
+  static constexpr int SIZE = WIDTH * BK;
   static constexpr int PIECES = WIDTH / V, LOADS = (BK * PIECES + THREADS - 1) / THREADS;
   __forceinline__ static bool active() { return BK * PIECES >= THREADS || threadIdx.x < BK * PIECES; }
   __forceinline__ static int row(int) { return threadIdx.x % PIECES * V; }
@@ -56,6 +59,7 @@ struct Windows : AlongSum<BM> {
     const bool in = h >= 0 && h < z.H && w >= 0 && w < z.W && r < z.R;
     return in ? x + ((image[i] + h) * z.W + w) * z.C + c : nullptr;
   }
+  __forceinline__ int channel() const { return c; }
   __forceinline__ void next() { c += BK, settle(); }
 };
 
@@ -110,6 +114,7 @@ struct Upstream : AlongSum<BM> {
     const bool in = p >= 0 && p < z.P && q >= 0 && q < z.Q;
     return in ? dy + ((image[i] * z.P + p) * z.Q + q) * z.K + k : nullptr;
   }
+  __forceinline__ int channel() const { return k; }
   __forceinline__ void next() { k += BK, settle(); }
 };
 
@@ -162,6 +167,7 @@ struct WindowsAcross : AlongRows<BM> {
     const bool in = pixel[i] < last && h >= 0 && h < z.H && w >= 0 && w < z.W;
     return in ? x + ((image[i] * z.H + h) * z.W + w) * z.C + c : nullptr;
   }
+  __forceinline__ int channel() const { return c; }
   __forceinline__ void next() {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
@@ -177,15 +183,16 @@ struct WindowsAcross : AlongRows<BM> {
 // wgrad's columns: filters, neighbours in memory of dy; depths: pixels.
 struct UpstreamAcross : AlongRows<BN> {
   const number* dy;
-  int filters, pixel[LOADS], last;
+  int filters, channel0, pixel[LOADS], last;
   __forceinline__ UpstreamAcross(const number* dy, const Conv& z, int n0, int first, int last)
-      : dy(dy + n0 + row(0)), filters(z.K), last(n0 + row(0) < z.K ? last : 0) {
+      : dy(dy + n0 + row(0)), filters(z.K), channel0(n0 + row(0)), last(n0 + row(0) < z.K ? last : 0) {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) pixel[i] = first + depth(i);
   }
   __forceinline__ const number* at(int i) {
     return pixel[i] < last ? dy + pixel[i] * filters : nullptr;
   }
+  __forceinline__ int channel() const { return channel0; }
   __forceinline__ void next() {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) pixel[i] += BK;

@@ -1,0 +1,128 @@
+"""The last rungs of the convolution's ladder with one thing wrong in their source: the interpreter must catch it, or
+the check of what comes out."""
+
+from pathlib import Path
+
+import minires.kernels  # noqa: F401  (registers)
+import numpy as np
+import pytest
+from minires.kernels import registry
+from minires.kernels.checking import Trial, Wrong
+
+pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+
+from minires.kernels.cuda import compile as compiler
+from minires.kernels.cuda.launch import Launch, by_value, executed_by, is_array
+from minires.kernels.interpreter import Fault, run
+
+try:
+    compiler.nvrtc()
+except RuntimeError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+FAULTS = [
+    # what is wrong, problem and case, the text that is changed and what is put there, what is to be seen
+    (
+        "no barrier before the product",
+        "conv2d_norm_act_fprop 3x3_stride2",
+        "__syncthreads();  // this tile has arrived",
+        "//",
+        "race|uninitialised",
+    ),
+    (
+        "pieces changed before they are there",
+        "conv2d_norm_act_fprop 3x3_stride2",
+        "cp.async.wait_group",
+        "// cp.async.wait_group",
+        "in flight|uninitialised",
+    ),
+    (
+        "the padding is normalised, too",
+        "conv2d_norm_act_fprop 3x3_3_channels",
+        "if (!(copied[0] >> i & 1)) continue;",
+        "",
+        "wrong value",
+    ),
+    (
+        "the newest tile's channel for the oldest tile",
+        "conv2d_norm_act_fprop several_tiles",
+        "channel[STAGES - 2] = l.channel();",
+        "channel[0] = l.channel();",
+        "wrong value",
+    ),
+    (
+        "rows beyond the last pixel are counted",
+        "conv2d_norm_act_fprop 3x3_stride2",
+        "if (row_of(i, half) >= rows) return;",
+        "",
+        "wrong value",
+    ),
+    (
+        "sums of columns without a barrier",
+        "conv2d_norm_act_dgrad 3x3_stride2",
+        "  __syncthreads();\n  for (int i = threadIdx.x; i < COUNT * BN",
+        "  for (int i = threadIdx.x; i < COUNT * BN",
+        "race|uninitialised",
+    ),
+    (
+        "operands swapped",
+        "conv2d_norm_act_dgrad 3x3_stride2",
+        "u = fmaf(slope[v], wide(p2.v[v]), u)",
+        "u = fmaf(slope[v], wide(p.v[v]), fmaf(scale[v], wide(p2.v[v]), shift[v]))",
+        "wrong value",
+    ),
+    (
+        "the mask's sign",
+        "conv2d_norm_act_dgrad 1x1",
+        "shift[c + odd]) > 0",
+        "shift[c + odd]) < 0",
+        "wrong value",
+    ),
+    (
+        "ReLU is forgotten",
+        "conv2d_norm_act_wgrad 3x3_3_channels",
+        "COUNT == 1 && u <= 0 ?",
+        "COUNT == 3 ?",
+        "wrong value",
+    ),
+    (
+        "the sum over tiles without a barrier",
+        "conv2d_norm_act_fprop 1x1",
+        "    __syncthreads();\n    if (threadIdx.y < half)",
+        "    if (threadIdx.y < half)",
+        "race",
+    ),
+]
+
+
+@pytest.mark.parametrize("where, old, new, kinds", [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
+def test_a_fault_in_our_own_kernel_is_caught(where, old, new, kinds):
+    problem, name = where.split()
+    kernel = next(k for k in registry.kernels(problem, "cuda") if "bfloat16" in k.dtypes)
+    case = next(c for c in kernel.problem.cases if c.name == name)
+    assert seen(kernel, case, "bfloat16", "there is no such text", "") == "right"
+    assert seen(kernel, case, "bfloat16", old, new) in kinds.split("|")
+
+
+def seen(kernel, case, dtype, old, new) -> str:
+    """What comes of a kernel whose source is changed: "right", "wrong value", or the kind of the fault."""
+    changed = 0
+
+    def execute(launch: Launch) -> None:
+        nonlocal changed
+        function = launch.function
+        source = compiler.whole_source(Path(function.file))
+        changed += old in source
+        text = compiler.compile_ptx(source.replace(old, new), function.file.name, function.archs[0], function.options)
+        args = [a if is_array(a) else by_value(a) for a in launch.args]
+        args = [a if is_array(a) or not hasattr(a, "tobytes") else np.asarray(a).tobytes() for a in args]
+        run(text, function.entry, launch.grid, launch.block, args, launch.shared)
+
+    trial = Trial(kernel.problem, case, dtype)
+    with executed_by(execute):
+        try:
+            trial.compare(trial.run(kernel, "channels_last"), kernel)
+        except Wrong as wrong:
+            return wrong.__cause__.kind if isinstance(wrong.__cause__, Fault) else wrong.failure
+    assert changed or not new, "the text is not in the source any more"
+    return "right"
