@@ -31,7 +31,7 @@ _DTYPES = ("bfloat16",)
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return groups == 1 and dilation[1] == 1 and x.shape[1] % 2 == 0 and w.shape[0] % _LANES == 0
+    return groups == 1 and dilation[1] == 1 and w.shape[0] % _LANES == 0
 
 
 @kernel(
@@ -43,11 +43,29 @@ def _fprop_supports(x, w, *, stride, padding, dilation, groups):
     note="no patches, products of pairs of channels",
 )
 def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
-    x = to_nhwc(x)
+    x, w = to_nhwc(x), cast(w, np.float32)
+    if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
+        x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(cast(w, np.float32), False)), bits(memory), w.shape[3], stride, padding, dilation[0])
+    _fprop(bits(x), _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0])
     return y
+
+
+def _one_channel_more(x):
+    wider = empty((*x.shape[:3], x.shape[3] + 1), x.dtype)
+    _widen_pixels(bits(x).reshape(-1, x.shape[3]), bits(wider).reshape(-1, wider.shape[3]))
+    return wider
+
+
+@njit(parallel=True)
+def _widen_pixels(x, wider):
+    n, block = len(x), 4096
+    for b in prange((n + block - 1) // block):
+        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, n)):
+            for l in range(x.shape[1]):
+                wider[i, l] = x[i, l]
+            wider[i, x.shape[1]] = 0
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
