@@ -39,7 +39,12 @@ def _steps(tasks, factors, settings, amsgrad):
 
 @njit()
 def _step(task, factors, settings, amsgrad):
-    p, g, m, v = numbers(task, 0, factors), numbers(task, 1, factors), numbers(task, 2, factors), numbers(task, 3, factors)
+    p, g, m, v = (
+        numbers(task, 0, factors),
+        numbers(task, 1, factors),
+        numbers(task, 2, factors),
+        numbers(task, 3, factors),
+    )
     most = numbers(task, 4 if amsgrad else 3, factors)  # not read without amsgrad
     number = factors.dtype.type
     keep1, beta2, keep2 = number(settings[0]), number(settings[1]), number(settings[2])

@@ -55,7 +55,7 @@ def multiply_tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, b, b_step, c, c_row, steps, accumulate = args[:9]
         zero, one = ir.Constant(INT64, 0), ir.Constant(INT64, 1)
-        tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, zero, b, b_step, zero, steps, one)
         tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
@@ -89,7 +89,7 @@ def multiply_tile_2d(
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate = args[:12]
-        tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
         tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
@@ -173,7 +173,7 @@ class Emitter:
         )
 
 
-class _Tile(Emitter):
+class Tile(Emitter):
     """Emits code for rows x vectors accumulators.
 
     They are stack slots here, which keeps the loops readable; LLVM's mem2reg turns them into registers.
@@ -220,7 +220,7 @@ class _Tile(Emitter):
                 self.store(builder.load(slot), address)
 
 
-class _PairTile(_Tile):
+class _PairTile(Tile):
     """The tile whose numbers are pairs of bfloat16, loaded and broadcast as the float32 whose memory they take."""
 
     def add_product(self, total, x, y):

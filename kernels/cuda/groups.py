@@ -12,7 +12,10 @@ import numpy as np
 
 from .launch import Function, Launch, blocks, launch
 
-MOST, _CHUNK = 80, 4096  # tensors of a launch, numbers of a block: as in include/tensors.cuh; arguments take 4 KB at most
+MOST, _CHUNK = (
+    80,
+    4096,
+)  # tensors of a launch, numbers of a block: as in include/tensors.cuh; arguments take 4 KB at most
 _CHUNKS = np.dtype([("tensors", np.int32), ("size", np.int32, MOST), ("first", np.int32, MOST)])  # struct Chunks
 
 
