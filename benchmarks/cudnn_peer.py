@@ -46,44 +46,77 @@ def build_graph(cudnn: Any, direction: str, dtype: str, shapes: dict[str, tuple[
 
 
 def cudnn_conv(cupy: Any, direction: str, dtype: str, arrays: tuple, params: dict) -> tuple[dict, str]:
-    """(calls by plan, cuDNN's version or why there are none). A call returns the result as a logical NCHW array."""
+    """(calls by plan, cuDNN's version and what it refused, or why there are none). A call returns the result as a
+    logical NCHW array."""
     if importlib.util.find_spec("cudnn") is None:
         return {}, "nvidia-cudnn-frontend is not installed"
     cudnn: Any = importlib.import_module("cudnn")
-    handle = cudnn.create_handle()
-    cudnn.set_stream(handle=handle, stream=cupy.cuda.get_current_stream().ptr)
+    handle = new_handle(cupy, cudnn)
     shapes, inputs = _shapes(direction, arrays, params)
     graph, tensors = build_graph(cudnn, direction, dtype, shapes, params, handle)
-    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-    graph.check_support()
     result = {"fprop": "y", "dgrad": "x", "wgrad": "w"}[direction]
     n, c, h, w = shapes[result]
     out = cupy.empty((n, h, w, c), arrays[0].dtype)
     held = {name: cupy.ascontiguousarray(a.transpose(0, 2, 3, 1)) for name, a in inputs.items()}
     pointers = {tensors[name]: a.data.ptr for name, a in (held | {result: out}).items()}
-    calls: dict[str, Callable[[], Any]] = {}
-    for index in range(min(graph.get_execution_plan_count(), _MOST_PLANS)):
+    calls, refused = plans(cupy, cudnn, graph, pointers, handle)
+    _keep.append((graph, tensors, held, out, handle))
+    named = {
+        f"cudnn:{index}": lambda call=call: (call(), out.transpose(0, 3, 1, 2))[1] for index, call in calls.items()
+    }
+    return named, f"cuDNN {cudnn.backend_version()}, frontend {cudnn.__version__}{refused and ', ' + refused}"
+
+
+def new_handle(cupy: Any, cudnn: Any) -> Any:
+    """A handle on CuPy's current stream."""
+    handle = cudnn.create_handle()
+    cudnn.set_stream(handle=handle, stream=cupy.cuda.get_current_stream().ptr)
+    return handle
+
+
+def plans(cupy: Any, cudnn: Any, graph: Any, pointers: dict, handle: Any) -> tuple[dict[int, Callable[[], None]], str]:
+    """(calls by the index of their plan, what was refused and why, in words).
+
+    A plan may be refused, by this GPU or this version; an error of the device is another matter, and propagates.
+    """
+    refusals = (RuntimeError, cudnn.cudnnGraphNotSupportedError)
+    try:
+        graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.check_support()
+    except refusals as error:
+        return {}, f"no plan for this graph: {_first_line(error)}"
+    calls: dict[int, Callable[[], None]] = {}
+    reasons: list[str] = []
+    count = min(graph.get_execution_plan_count(), _MOST_PLANS)
+    for index in range(count):
         try:
             graph.build_plan_at_index(index)
             size = graph.get_workspace_size_plan_at_index(index)
-        except Exception:  # a plan that this GPU or version cannot build; cudnn raises its own kinds
+        except refusals as error:
+            reasons.append(_first_line(error))
             continue
         if size > _MOST_WORKSPACE:
+            reasons.append(f"it wants {size >> 20} MiB of workspace")
             continue
         space = cupy.empty(max(size, 1), cupy.uint8)
 
-        def call(index: int = index, space: Any = space) -> Any:
+        def call(index: int = index, space: Any = space) -> None:
             graph.execute_plan_at_index(pointers, space.data.ptr, index, handle)
-            return out.transpose(0, 3, 1, 2)
 
         try:
             call()
-            cupy.cuda.Device().synchronize()
-        except Exception:  # likewise when it runs
+        except refusals as error:
+            reasons.append(_first_line(error))
             continue
-        calls[f"cudnn:{index}"] = call
-    _keep.append((graph, tensors, held, out, handle))
-    return calls, f"cuDNN {cudnn.backend_version()}, frontend {cudnn.__version__}"
+        cupy.cuda.Device().synchronize()
+        calls[index] = call
+    if not reasons:
+        return calls, "" if calls else "no plan was offered"
+    return calls, f"{len(reasons)} of {count} plans refused, the first: {reasons[0]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 _keep: list[Any] = []  # what the calls point to

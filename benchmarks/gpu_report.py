@@ -8,6 +8,7 @@ missing. Units that are done are kept as long as commit and GPU are the same. `-
 
     conformance  every kernel's test cases on the GPU and in the interpreter: are the results equal, bit for bit?
     check        every kernel's test cases on the GPU against the float64 definition, in every layout
+    blocks       bottlenecks of ResNet-50 forward and backward: ours fused and not, PyTorch's, cuDNN's fused and not
     layers       convolutions of ResNets: ours, cuDNN's best plan (nvidia-cudnn-frontend), checked before timed
     training     training steps beside PyTorch, each library in its process
     end_to_end   ResNet-20 on CIFAR-10 images, from files to accuracy

@@ -18,6 +18,7 @@ from minires.kernels.checking import Trial, check_case, dtypes_of  # pyright: ig
 from minires.kernels.timing import timing  # pyright: ignore[reportMissingImports]
 
 from .cudnn_peer import cudnn_conv
+from .gpu_blocks import BLOCKS, blocks
 
 Row = dict[str, Any]
 _L2 = 256 << 20  # bytes written between calls: more than any second-level cache
@@ -206,21 +207,33 @@ def on_gpu(cupy: Any, calls: dict[str, Callable[[], Any]], seconds: float, least
     return {name: timing(s) for name, s in samples.items()}
 
 
-TRAINING = {"resnet20:128": 32, "resnet20:512": 32, "resnet18:256": 224, "resnet50:64": 224}
-LIBRARIES = ("minires", "torch", "torch_amp", "torch_amp_compiled")
+TRAINING = {"resnet20:128": 32, "resnet20:512": 32, "resnet18:256": 224, "resnet50:64": 224, "resnet50:256": 224}
+LIBRARIES = (
+    "minires",
+    "minires_amp",
+    "minires_amp_graph",
+    "minires_amp_one_op_graph",
+    "torch",
+    "torch_amp",
+    "torch_amp_compiled",
+)
 
 
 def training(argument: str) -> Iterator[Row]:
-    """Images per second of training steps of one library: forward, backward, SGD, on images that are on the GPU."""
+    """Images per second of training steps of one library: forward, backward, SGD, on images that are on the GPU.
+
+    amp: bfloat16 by autocast. graph: the step replayed as a CUDA graph. one_op: the blocks' convolutions with their
+    BatchNorms as one op."""
     library, model, batch = argument.split(":")
-    if library != "minires" and importlib.util.find_spec("torch") is None:
+    ours = library.startswith("minires")
+    if not ours and importlib.util.find_spec("torch") is None:
         yield {"library": library, "model": model, "skipped": "PyTorch is not installed"}
         return
     size, n = TRAINING[f"{model}:{batch}"], int(batch)
     rng = np.random.default_rng(0)
     images = rng.standard_normal((n, 3, size, size)).astype(np.float32)
     labels = rng.integers(0, 10, n)
-    step, wait, version = (_our_step if library == "minires" else _torch_step)(library, model, images, labels)
+    step, wait, version = (_our_step if ours else _torch_step)(library, model, images, labels)
     losses = [float(step()) for _ in range(3)]
     wait()
     samples = []
@@ -241,18 +254,21 @@ def _our_step(library: str, model: str, images: np.ndarray, labels: np.ndarray):
 
     cupy: Any = importlib.import_module("cupy")
     minires.manual_seed(0)
-    net = minires.models.create_model(model, num_classes=10 if model == "resnet20" else 1000).to("cuda")
+    options: dict[str, Any] = dict(num_classes=10 if model == "resnet20" else 1000, one_op_blocks="one_op" in library)
+    net = minires.models.create_model(model, **options).to("cuda")
     optimizer = minires.optim.SGD(net.parameters(), **_LEARNING)
     x, target = minires.from_numpy(images).to("cuda"), minires.from_numpy(labels).to("cuda")
 
-    def step() -> Any:
-        loss = minires.nn.functional.cross_entropy(net(x), target)
+    def step(x: Any, target: Any) -> Any:
         optimizer.zero_grad()
+        with minires.autocast("cuda", dtype=minires.bfloat16, enabled="amp" in library):
+            loss = minires.nn.functional.cross_entropy(net(x), target)
         loss.backward()
         optimizer.step()
-        return loss.array
+        return loss
 
-    return step, cupy.cuda.Device().synchronize, importlib.metadata.version("minires")
+    run = minires.cuda.make_graphed_step(step) if library.endswith("graph") else step
+    return lambda: run(x, target).array, cupy.cuda.Device().synchronize, importlib.metadata.version("minires")
 
 
 def _torch_step(library: str, model: str, images: np.ndarray, labels: np.ndarray):
@@ -305,6 +321,7 @@ def _training_names() -> list[str]:
 SECTIONS = {
     "conformance": Section(_kernel_names, conformance, 300),
     "check": Section(_kernel_names, check, 120),
+    "blocks": Section(lambda: list(BLOCKS), blocks, 240),
     "layers": Section(_layer_names, layers, 90),
     "training": Section(_training_names, training, 240),
     "end_to_end": Section(lambda: ["cifar10-short:0", "cifar10-short:1"], end_to_end, 900),

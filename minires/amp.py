@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from .autocast import autocast
+from .cuda import fed, is_current_stream_capturing
 from .device import namespace_of
 from .dispatch import run
 from .engine import Tensor
@@ -52,7 +53,8 @@ class GradScaler:
         self._enabled, self._scale, self._clean_steps = enabled, float(init_scale), 0
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval = growth_interval
-        self._overflows: dict[int, bool] = {}  # of optimizers whose gradients are unscaled, until `update`
+        # Of optimizers whose gradients are unscaled, until `update`: see `overflow`.
+        self._overflows: dict[int, list[Any]] = {}
         self._stepped: set[int] = set()
 
     def scale(self, outputs: Any) -> Any:
@@ -61,6 +63,8 @@ class GradScaler:
             return outputs
         if isinstance(outputs, (list, tuple)):
             return type(outputs)(map(self.scale, outputs))
+        if is_current_stream_capturing():
+            return mul(outputs, Tensor(fed(lambda: self._scale, (), outputs.dtype, outputs.array)))
         return mul(outputs, self._scale)
 
     def unscale_(self, optimizer: Optimizer) -> None:
@@ -80,20 +84,27 @@ class GradScaler:
         found = []
         for members in alike(tensors, lambda _: None):
             first = members[0].array
+            factor = fed(lambda: 1 / self._scale, (1,), first.dtype, first)
             found.append(namespace_of(first).zeros(1, first.dtype))
-            run(
-                "unscale",
-                namespace_of(first).full(1, 1 / self._scale, first.dtype),
-                found[-1],
-                *(g.array for g in members),
-            )
+            run("unscale", factor, found[-1], *(g.array for g in members))
         for grad in tensors:
             grad.version[0] += 1
-        self._overflows[id(optimizer)] = any(float(flag[0]) != 0 for flag in found)
+        self._overflows[id(optimizer)] = found
+
+    def overflow(self, optimizer: Optimizer) -> Any:
+        """Where the gradients hold a NaN or infinity: arrays on their devices, of a number that is not 0 then; None
+        where `unscale_` was not called since the last `update`."""
+        return self._overflows.get(id(optimizer))
+
+    def unscaled(self, optimizer: Optimizer, overflow: Any) -> None:
+        """Say that a replay of a CUDA graph unscaled the gradients, with this `overflow`; None: that nothing did."""
+        self._overflows.pop(id(optimizer), None)
+        if overflow is not None:
+            self._overflows[id(optimizer)] = overflow
 
     def overflowed(self, optimizer: Optimizer) -> bool:
         """Whether the gradients, which are unscaled, hold a NaN or infinity, so that `step` will leave them out."""
-        return self._overflows.get(id(optimizer), False)
+        return any(float(flag[0]) != 0 for flag in self._overflows.get(id(optimizer), ()))
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """`optimizer.step(*args, **kwargs)`, after unscaling; nothing where a gradient is NaN or infinite.
@@ -116,7 +127,7 @@ class GradScaler:
             self._scale = float(new_scale)
         elif not self._overflows:
             raise RuntimeError("GradScaler: update() needs a step() or unscale_() since the last one")
-        elif any(self._overflows.values()):
+        elif any(float(flag[0]) != 0 for found in self._overflows.values() for flag in found):
             self._scale, self._clean_steps = self._scale * self._backoff_factor, 0
         else:
             self._clean_steps += 1

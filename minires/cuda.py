@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from .device import Device, array_module, cuda_is_available, device, device_of, is_cuda_array
-from .random import get_rng_state, set_rng_state
+from .random import default_generator, get_rng_state, set_rng_state
 from .state import state
 
-__all__ = ["CUDAGraph", "GraphedStep", "fed", "graph", "is_available", "is_current_stream_capturing"]
+__all__ = ["CUDAGraph", "GraphedStep", "fed", "fed_numbers", "graph", "is_available", "is_current_stream_capturing"]
 __all__ += ["make_graphed_step"]
 
 
@@ -71,6 +71,8 @@ class CUDAGraph:
         self._graph: Any = None
         self._pool: Any = None
         self._fed: list[tuple[Any, Callable[[], Any]]] = []
+        self._drawn: dict[str, Any] = {}
+        self._numbers: Any = None
         self._entered: contextlib.ExitStack | None = None
         self._stream: Any = None
         self.device = device(device_)
@@ -99,7 +101,7 @@ class CUDAGraph:
             stack.callback(cuda.set_pinned_memory_allocator, self._xp.get_default_pinned_memory_pool().malloc)
             self._stream.begin_capture()
             self._entered = stack.pop_all()
-        _local.capturing = self
+        self._numbers, _local.capturing = get_rng_state(), self
 
     def capture_end(self) -> None:
         """The end of what `capture_begin` began. CuPy's CUDARuntimeError where something in between was refused."""
@@ -107,6 +109,7 @@ class CUDAGraph:
             raise RuntimeError("capture_end() without capture_begin() in this thread")
         _local.capturing = None
         entered, self._entered = self._entered, None
+        set_rng_state(self._numbers)  # what is drawn is drawn by replays
         with entered:
             self._graph = self._stream.end_capture()
 
@@ -123,10 +126,12 @@ class CUDAGraph:
             for array, value in self._fed:  # on the stream, so as not to wait for the replay before
                 array.set(np.asarray(value(), array.dtype).reshape(array.shape), stream)
             self._graph.launch()
+        if state.casts:  # of weights that the replay has changed
+            state.casts.clear()
 
     def reset(self) -> None:
         """Forget what was captured, and let go of its memory, as far as no array is left in it."""
-        pool, self._graph, self._pool, self._fed = self._pool, None, None, []
+        pool, self._graph, self._pool, self._fed, self._drawn = self._pool, None, None, [], {}
         _lingering[:] = [p for p in (*_lingering, pool) if p is not None and p.used_bytes()]
 
     __del__ = reset
@@ -141,6 +146,15 @@ class CUDAGraph:
         self._fed.append((array, value))
         return array
 
+    def draw(self, count: int) -> Any:
+        """`fed_numbers` of this graph. The generator goes on, so that it tells one draw from the next."""
+        at = repr(get_rng_state())
+        value = lambda: default_generator.bit_generator.random_raw(count)  # noqa: E731
+        value()
+        if at not in self._drawn:
+            self._drawn[at] = self.feed(value, (count,), "uint64")
+        return self._drawn[at]
+
 
 @contextlib.contextmanager
 def graph(cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None) -> Iterator[None]:
@@ -149,6 +163,7 @@ def graph(cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None) -> Iterat
     RuntimeError for what cannot be captured; the graph is as new then.
     """
     cuda_graph.capture_begin(pool, stream)
+    casts, state.casts = state.casts, None  # a weight that was cast before is not cast by the replay
     try:
         yield
     except BaseException:
@@ -156,6 +171,8 @@ def graph(cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None) -> Iterat
             cuda_graph.capture_end()
         cuda_graph.reset()
         raise
+    finally:
+        state.casts = casts
     try:
         cuda_graph.capture_end()
     except RuntimeError as error:
@@ -175,10 +192,19 @@ def fed(value: Callable[[], Any], shape: tuple[int, ...], dtype: Any, like: Any)
     return array_module(device_of(like)).asarray(host)
 
 
+def fed_numbers(count: int, like: Any) -> Any:
+    """`count` random 64-bit numbers (uint64) of the default generator, `fed`. What is computed a second time from the
+    same state of the generator (an activation checkpoint) gets the same ones in a graph, too."""
+    if is_cuda_array(like) and _local.capturing is not None:
+        return _local.capturing.draw(count)
+    return fed(lambda: default_generator.bit_generator.random_raw(count), (count,), "uint64", like)
+
+
 class GraphedStep:
     """What `make_graphed_step` returns: call it like the step.
 
-    captured: whether calls are replayed now. refused: why the step cannot be captured, or "".
+    captured: whether calls can be replayed now. captures: how many captures there were. replayed: whether the last call
+    was a replay. refused: why the step cannot be captured, or "".
     """
 
     def __init__(
@@ -187,12 +213,13 @@ class GraphedStep:
         warmup: int = 3,
         depends: Callable[[], Any] = lambda: None,
         note: Callable[[str], Any] | None = None,
+        where: str | Device | None = None,
     ):
         if warmup < 1:
             raise ValueError(f"warmup={warmup} must be at least 1: the first steps compile kernels and make buffers")
-        self.step, self.warmup, self.depends = step, warmup, depends
+        self.step, self.warmup, self.depends, self.where = step, warmup, depends, where
         self.note = note or (lambda text: warnings.warn(text, stacklevel=4))
-        self.refused = ""
+        self.refused, self.captures, self.replayed = "", 0, False
         self._said: set[str] = set()
         self._graph: CUDAGraph | None = None
         self._key: Any = None
@@ -202,6 +229,7 @@ class GraphedStep:
 
     def __call__(self, *inputs: Any) -> Any:
         """`step(*inputs)`. What a replay returns is overwritten by the next one."""
+        self.replayed = False
         if self.refused:
             return self.step(*inputs)
         if state.hooks:
@@ -223,6 +251,7 @@ class GraphedStep:
         for static, new in zip(self._inputs, inputs, strict=True):
             _copy(new.array, static.array)
         self._graph.replay()
+        self.replayed = True
         return self._outputs
 
     def _eagerly(self, reason: str, inputs: Any) -> Any:
@@ -233,20 +262,19 @@ class GraphedStep:
 
     def _capture(self, inputs: Any) -> bool:
         """Whether the step is captured now; where it cannot be, why is noted, and nothing has happened."""
-        numbers = get_rng_state()
         try:
-            if not inputs or not all(is_cuda_array(t.array) for t in inputs):
+            if not all(is_cuda_array(t.array) for t in inputs) or not (inputs or self.where):
                 raise RuntimeError("it needs inputs, and all of them on the GPU")
-            captured = CUDAGraph(device_of(*(t.array for t in inputs)))
+            captured = CUDAGraph(self.where or device_of(*(t.array for t in inputs)))
             self._inputs = tuple(type(t)(_empty_like(t.array)) for t in inputs)
             with graph(captured):
                 self._outputs = self.step(*self._inputs)
         except (RuntimeError, MemoryError) as error:  # CuPy's errors are of these
-            set_rng_state(numbers)
             self.refused, self._inputs, self._outputs = _first_line(error), (), None
             self.note(f"CUDA graphs: this step cannot be captured and runs without: {self.refused}")
             return False
         self._graph = captured
+        self.captures += 1
         return True
 
 
@@ -255,6 +283,7 @@ def make_graphed_step(
     warmup: int = 3,
     depends: Callable[[], Any] = lambda: None,
     note: Callable[[str], Any] | None = None,
+    where: str | Device | None = None,
 ) -> GraphedStep:
     """`step` as a function that is captured in a CUDA graph once it has run `warmup` times, and replayed from then on.
 
@@ -262,13 +291,14 @@ def make_graphed_step(
     with `zero_grad()` where it has a backward. What it returns is overwritten by the next replay. warmup: steps that
     run as they are: they compile kernels, measure (`autotune`) and make the optimizer's buffers. depends: called before
     every step; where its value changes (layers are frozen, training becomes evaluation), the step is captured anew.
-    note: called with one line on each reason why steps run without the graph; by default a warning.
+    note: called with one line on each reason why steps run without the graph; by default a warning. where: the device
+    of a step without inputs.
 
     A step runs as it is, with the same result, where its inputs have other shapes than those captured (the last
     batch), where hooks are entered, and where it cannot be captured at all: it waits for the GPU or reads the host.
     The memory of parameters, buffers and the optimizer's state must stay: capture anew after `load_state_dict`.
     """
-    return GraphedStep(step, warmup, depends, note)
+    return GraphedStep(step, warmup, depends, note, where)
 
 
 def _empty_like(array: Any) -> Any:

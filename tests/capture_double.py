@@ -37,7 +37,7 @@ class Recorder:
 
     def launch(self, launch, run):
         """A launch of a kernel; `run` does it."""
-        args = tuple(self.kept(a) if isinstance(a, np.ndarray) and a.ndim else a for a in launch.args)
+        args = tuple(self.deep(a) if isinstance(a, tuple) or getattr(a, "ndim", 0) else a for a in launch.args)
         bare = dataclasses.replace(launch, args=())
         self.work.append(lambda: run(dataclasses.replace(bare, args=tuple(map(_there, args)))))
 

@@ -14,7 +14,14 @@ import minires
 from minires import cuda, nn, optim
 from minires.hooks import TraceHook
 from minires.nn import functional as F
+from minires.nn.checkpoint import checkpoint
 from minires.nn.utils import clip_grad_norm_
+from minires.train.loop import train
+from minires.train.optimizers import make_optimizer
+from minires.train.penalties import Penalty
+from minires.train.recipe import Recipe
+from minires.train.schedule import make_schedule
+from minires.train.step import Diverged, TrainStep
 
 pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
 try:
@@ -302,3 +309,98 @@ def test_mistakes():
     with pytest.warns(UserWarning, match="it needs inputs, and all of them on the GPU"):
         on_cpu = cuda.make_graphed_step(lambda x: x * 2, warmup=1)
         assert [on_cpu(minires.ones(1)).item() for _ in range(3)] == [2, 2, 2]
+
+
+class Runner:
+    """The training loop's step on a small network, with or without graphs."""
+
+    def __init__(self, graphs, model, **changes):
+        minires.manual_seed(1)
+        self.notes = []
+        changes = dict(device="cuda", lr=0.1, clip=0.5, batch_size=4, cuda_graphs=graphs, **changes)
+        self.recipe, self.model = Recipe(**changes), model().to("cuda")
+        optimizer = make_optimizer(self.recipe, self.model)
+        penalty = Penalty(self.model, {}, self.recipe.l1)
+        self.step = TrainStep(self.recipe, self.model, optimizer, penalty, self.notes.append)
+        self.schedule = make_schedule(self.recipe, optimizer, 8)
+
+    def run(self, shape, scales=(1,) * 7):
+        rng, seen = np.random.default_rng(0), []
+        for number, scale in enumerate(scales):
+            x = minires.tensor(scale * rng.standard_normal(shape, np.float32), device="cuda")
+            with np.errstate(all="ignore"):
+                loss, outputs = self.step(number, x, minires.tensor(rng.integers(0, 3, shape[0]), device="cuda"))
+            self.schedule.step()
+            seen.append((repr(loss), [o.get().tobytes() for o in outputs], self.step.scaler.get_scale()))
+        return seen, [t.cpu().numpy().tobytes() for t in self.model.state_dict().values()]
+
+
+def dense():
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.ReLU(), nn.Dropout(0.2), nn.Linear(4, 3))
+
+
+STEPS = {
+    "fp32, clipped, L1, in two parts": (dict(accumulate=2, l1=1e-3), (1,) * 6),
+    "fp16, its scale halved on the way": (dict(precision="fp16"), (1, 1, 1, 1, 1e9, 1, 1)),
+    "bf16, adamw": (dict(precision="bf16", optimizer="adamw"), (1,) * 6),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_training_loop_s_step_is_the_same_in_graphs(name):
+    changes, scales = STEPS[name]
+    graphed = Runner(True, dense, **changes)
+    ended = graphed.run((4, 6), scales)
+    eager = Runner(False, dense, **changes)
+    assert ended == eager.run((4, 6), scales)
+    first, second = graphed.step.graphs
+    assert first.captured and second.captured and not graphed.notes
+    assert ("fp16" in name) == (eager.step.scaler.get_scale() not in (1, 2.0**16))
+
+
+def test_divergence_in_a_graph_is_named_and_changes_no_weight():
+    runner = Runner(True, dense)
+    runner.run((4, 6))
+    before = [p.cpu().detach().numpy().tobytes() for p in runner.model.parameters()]
+    with pytest.raises(Diverged, match=r"the loss is nan in step 0: forward: .*Reshape in 0"):
+        runner.run((4, 6), scales=(np.nan,))
+    assert before == [p.cpu().detach().numpy().tobytes() for p in runner.model.parameters()]
+    assert runner.step.graphs[0].captured
+
+
+def test_a_checkpointed_part_drops_the_same_in_a_graph():
+    def training(graphed):
+        minires.manual_seed(0)
+        model, x = dense().to("cuda"), minires.tensor(np.ones((2, 6), np.float32), device="cuda")
+
+        def step(x):
+            for p in model.parameters():
+                p.grad = None
+            checkpoint(model, x).sum().backward()
+            return [p.grad.array.get() if not graphed else p.grad.array for p in model.parameters()]
+
+        step = cuda.make_graphed_step(step, warmup=1) if graphed else step
+        return [[np.asarray(getattr(g, "_host", g)).copy() for g in step(x)] for _ in range(4)]
+
+    for a, b in zip(training(True), training(False), strict=True):
+        assert all(map(np.array_equal, a, b))
+
+
+def test_graphs_need_a_gpu():
+    with pytest.raises(ValueError, match="cuda_graphs=True needs a GPU: device='cuda', not 'cpu'"):
+        Recipe(cuda_graphs=True)
+
+
+def test_a_run_with_graphs_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("minires.train.start.create_model", lambda *_, **__: nn.Sequential(nn.Flatten(), _few()))
+    ends, notes = [], []
+    for graphs in (True, False):
+        out = tmp_path / str(graphs)
+        recipe = Recipe(dataset="digits", batch_size=512, steps=6, device="cuda", cuda_graphs=graphs, out=str(out))
+        train(recipe, on_note=notes.append)
+        ends.append((out / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1] and not [text for text in notes if "CUDA graphs" in text]
+
+
+def _few():
+    return nn.Linear(256, 10)

@@ -70,7 +70,14 @@ def test_the_units_are_there(capsys):
     assert main(["--dry-run"]) == 0
     assert "conformance/conv2d_fprop:fprop_tensor" in capsys.readouterr().out
     first = {name.partition("/")[0]: i for i, name in reversed(list(enumerate(names)))}
-    assert sorted(first, key=first.__getitem__) == ["conformance", "check", "layers", "training", "end_to_end"]
+    assert sorted(first, key=first.__getitem__) == [
+        "conformance",
+        "check",
+        "blocks",
+        "layers",
+        "training",
+        "end_to_end",
+    ]
 
 
 def test_without_a_gpu_it_says_so():
@@ -116,6 +123,30 @@ def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
         assert row["relative_difference"] < (1e-2 if row["kernel"].endswith("_tf32") or dtype == "bfloat16" else 1e-5)
 
 
+def test_blocks_agree_on_the_stand_in(monkeypatch):
+    """A block made small, ours fused and not: the same up to rounding."""
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+    from device_double import install
+    from minires.kernels.cuda import compile as compiler
+
+    from benchmarks import gpu_blocks, gpu_units
+
+    try:
+        compiler.supported_archs()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    install(monkeypatch)
+    monkeypatch.setitem(gpu_blocks.BLOCKS, "block7", (8, 5))
+    monkeypatch.setattr(gpu_blocks, "BATCH", 2)
+    monkeypatch.setattr(gpu_blocks, "_torch", lambda *a: {})
+    monkeypatch.setattr(gpu_blocks, "cudnn_block", lambda *a: (None, "not here"))
+    monkeypatch.setattr(gpu_units, "on_gpu", lambda xp, calls, seconds: {n: gpu_units.timing([1.0]) for n in calls})
+    rows = list(gpu_blocks.blocks("block7"))
+    assert not any("wrong_by" in row for row in rows), rows
+    sides = {row["side"]: row for row in rows}
+    assert sides["line"]["over_one_op"] == 1 and sides["cudnn"]["note"] == sides["cudnn_fused"]["note"] == "not here"
+
+
 class _Generator:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -136,3 +167,64 @@ def test_cudnn_graphs_validate(direction):
     geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     graph, tensors = build_graph(cudnn, direction, "bfloat16", shapes, geometry, None)
     assert graph is not None and set(tensors) == {"x", "w", "y"}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_cudnn_graphs_of_a_block_validate(fused):
+    cudnn = pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
+    from benchmarks.gpu_blocks import build, steps
+
+    made = [(kind, set(build(cudnn, kind, None, **about)[1])) for kind, about in steps(64, 56, fused)]
+    assert [kind for kind, _ in made].count("fprop") == 3 and made[-1] == ("dgrad", {"x", "w", "y"})
+    assert ("fprop", {"x", "scale", "bias", "w", "y", "sum", "square"}) in made or not fused
+
+
+class _Device:
+    """cudnn, a graph and CuPy, as far as `plans` asks them: plans 1 and 3 are refused."""
+
+    class cudnnGraphNotSupportedError(Exception):
+        pass
+
+    heur_mode = type("heur_mode", (), {"A": 0, "FALLBACK": 1})
+    uint8 = np.uint8
+    empty = staticmethod(lambda n, dtype: type("space", (), {"data": type("data", (), {"ptr": 0})}))
+
+    def __init__(self, broken=False, supported=True):
+        self.broken, self.supported, self.ran = broken, supported, []
+        self.cuda = type("cuda", (), {"Device": lambda: type("d", (), {"synchronize": self.synchronize})})
+
+    def synchronize(self):
+        if self.broken:
+            raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def create_execution_plans(self, modes):
+        if not self.supported:
+            raise self.cudnnGraphNotSupportedError("No valid engine configs\nmore")
+
+    check_support = staticmethod(lambda: None)
+    get_execution_plan_count = staticmethod(lambda: 5)
+    get_workspace_size_plan_at_index = staticmethod(lambda index: 1 << 40 if index == 4 else 0)
+
+    def build_plan_at_index(self, index):
+        if index == 1:
+            raise self.cudnnGraphNotSupportedError("engine 1 wants another GPU")
+
+    def execute_plan_at_index(self, pointers, space, index, handle):
+        if index == 3:
+            raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+        self.ran.append(index)
+
+
+def test_refused_plans_are_told_and_errors_of_the_device_propagate():
+    from benchmarks.cudnn_peer import plans
+
+    one = _Device()
+    calls, refused = plans(one, one, one, {}, None)
+    assert list(calls) == [0, 2] and refused == "3 of 5 plans refused, the first: engine 1 wants another GPU"
+    calls[2]()
+    assert one.ran == [0, 2, 2]
+    none = _Device(supported=False)
+    assert plans(none, none, none, {}, None) == ({}, "no plan for this graph: No valid engine configs")
+    broken = _Device(broken=True)
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+        plans(broken, broken, broken, {}, None)

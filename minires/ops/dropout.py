@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cuda import fed
+from ..cuda import fed_numbers
 from ..dispatch import run
 from ..engine import Function, Tensor
-from ..random import default_generator
 from .layout import Layout
 
 
@@ -23,8 +22,7 @@ class Dropout(Function):
     @staticmethod
     def forward(ctx, x, *, p: float):
         layout = Layout.of(x)
-        key = fed(lambda: default_generator.bit_generator.random_raw(2), (2,), "uint64", x)
-        mask = layout.view(run("dropout_mask", key, n=x.size, p=float(p)).reshape(layout.memory_shape()))
+        mask = layout.view(run("dropout_mask", fed_numbers(2, x), n=x.size, p=float(p)).reshape(layout.memory_shape()))
         ctx.save_for_backward(mask)
         return x * _scaled(mask, p, x.dtype)
 

@@ -127,7 +127,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, groups, strict=True):
             self.check({**group, **new})
         for group, new in zip(self.param_groups, groups, strict=True):
-            group.update({name: value for name, value in new.items() if name != "params"})
+            group.update({name: value for name, value in new.items() if name not in ("params", "capturable")})
         self.state = state
 
     def _params(self) -> list[Tensor]:

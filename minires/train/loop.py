@@ -139,7 +139,7 @@ class Run:
         self.optimizer = make_optimizer(recipe, self.model, self.start.taken if recipe.l2_sp else ())
         self.schedule = make_schedule(recipe, self.optimizer, self.total)
         penalty = Penalty(self.model, self.start.taken, recipe.l1, recipe.l2_sp, recipe.decay_norm)
-        self.train_step = TrainStep(recipe, self.model, self.optimizer, penalty)
+        self.train_step = TrainStep(recipe, self.model, self.optimizer, penalty, lambda text: self.said(text))
         self.ema = _make_ema(self.model, recipe.ema) if recipe.ema else None
         self.epoch, self.batch, self.step, self.recorded = 1, 0, 0, 0
         self.mean, self.watch, self.judged = Mean(), Stopwatch(), None

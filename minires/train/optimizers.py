@@ -25,6 +25,8 @@ def make_optimizer(recipe: Recipe, model: Module, pulled: Collection[str] = ()) 
         settings["momentum"] = recipe.momentum
     if recipe.optimizer == "sgd":
         settings["nesterov"] = recipe.nesterov
+    if recipe.cuda_graphs and recipe.optimizer != "lars":
+        settings["capturable"] = True
     factors = lr_factors(recipe, model)
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for stage, modules in stages_of(model).items():

@@ -138,6 +138,9 @@ class Recipe:
         "fp32", "'bf16', 'fp16': mixed precision, products in 16 bits, weights in float32 (fp16 is for GPUs)"
     )
     threads: int = _free(0, "CPU threads of the kernels; 0: all", *_NOT_NEGATIVE)
+    cuda_graphs: bool = _free(
+        False, "capture the training step in CUDA graphs and replay them: the same results, with less work for the host"
+    )
     autotune: bool = _field(False, "measure all kernels at every new shape, use the fastest")
     checkpoint_blocks: bool = _field(False, "less memory: compute blocks again in backward")
     workers: int = _free(0, "how many prepare images ahead of time", *_NOT_NEGATIVE)
@@ -177,6 +180,8 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs weights to begin with")
         if self.bn != "auto" and not self.weights:
             raise ValueError(f"bn={self.bn!r} needs weights to begin with")
+        if self.cuda_graphs and not self.device.startswith("cuda"):
+            raise ValueError(f"cuda_graphs=True needs a GPU: device='cuda', not {self.device!r}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
 
