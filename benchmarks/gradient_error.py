@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def gradient_error(
 
 def _variants(
     model: str, x: np.ndarray, labels: np.ndarray, peer: bool, wanted: Gradients
-) -> list[tuple[str, Mapping[str, np.ndarray]]]:
+) -> list[tuple[str, Gradients]]:
     found = [
         ("minires", _minires(model, x, labels, "float32")),
         ("minires exact", _minires(model, x, labels, "float32", "exact")),

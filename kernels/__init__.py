@@ -8,6 +8,7 @@ if __name__ != "minires.kernels":
 
 from . import (
     adamw,
+    augment,
     batchnorm2d,
     conv2d,
     dropout,
@@ -21,6 +22,7 @@ from . import (
 
 __all__ = [
     "adamw",
+    "augment",
     "batchnorm2d",
     "conv2d",
     "dropout",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .cpu.casts import cast
 from .registry import HALVES, Kernel, Problem, kernel, kernels
 
 
@@ -26,12 +27,14 @@ def widened(
     device: str = "cpu",
     step: int = 2,
     like: tuple[int, ...] = (0,),
+    rank: Callable[..., float] | None = None,
     exact: bool = True,
     error_scale: Callable[..., Any] | None = None,
 ) -> None:
     """Register, for 16-bit inputs, the best float32 kernel of the problem.
 
-    like: for every output, the argument whose dtype it gets.
+    step: a kernel of its own for 16 bits goes before this one at the same step, or a later one. like: for every output,
+    the argument whose dtype it gets. rank: as for a kernel.
     exact: False for the best one that is not exact (Winograd), where that is the best of all; error_scale: then its.
     """
 
@@ -40,11 +43,11 @@ def widened(
 
     @functools.wraps(problem.reference)  # a kernel has the signature of the definition
     def compute(*arrays: Any, **params: Any) -> Any:
-        wide = [a.astype(np.float32) if is_half(a) else a for a in arrays]
+        wide = [_to(a, np.float32) if is_half(a) else a for a in arrays]
         found = _best(problem, device, wide, params, exact)(*wide, **params)
         outputs = found if isinstance(found, tuple) else (found,)
         narrow = tuple(
-            y if y is None or y.dtype != np.float32 else y.astype(arrays[i].dtype, copy=False)
+            y if y is None or y.dtype != np.float32 else _to(y, arrays[i].dtype)
             for y, i in zip(outputs, like, strict=True)
         )
         return narrow if isinstance(found, tuple) else narrow[0]
@@ -55,11 +58,18 @@ def widened(
         step=step,
         note="widened, the best float32 kernel" + ("" if exact else " (Winograd)") + ", rounded once",
         supports=supports,
+        rank=rank or (lambda *_, **__: step - 0.5),
         dtypes=HALVES,
         exact=exact,
         error_scale=error_scale,
         name=f"{problem.name}_widened" + ("" if exact else "_winograd"),
     )(compute)
+
+
+def _to(a: Any, dtype: Any) -> Any:
+    if a.dtype == dtype:
+        return a
+    return cast(a, dtype) if isinstance(a, np.ndarray) else a.astype(dtype)
 
 
 class _Shape:

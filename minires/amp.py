@@ -53,9 +53,8 @@ class GradScaler:
         self._enabled, self._scale, self._clean_steps = enabled, float(init_scale), 0
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         self._growth_interval = growth_interval
-        self._overflows: dict[
-            int, list[Any]
-        ] = {}  # see `overflow`; of optimizers whose gradients are unscaled, until `update`
+        # Of optimizers whose gradients are unscaled, until `update`: see `overflow`.
+        self._overflows: dict[int, list[Any]] = {}
         self._stepped: set[int] = set()
 
     def scale(self, outputs: Any) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from .dispatch import run
 from .engine import Function, Tensor, state
 
 LOW_PRECISION = frozenset(["conv2d", "conv_bias_act", "linear", "matmul"])
@@ -44,7 +45,9 @@ FLOAT32 = frozenset(
     ]
 )
 _DEFAULTS = {"cpu": "bfloat16", "cuda": "float16"}
-P, R, F = ParamSpec("P"), TypeVar("R"), TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class autocast:
@@ -107,11 +110,11 @@ class Cast(Function):
     @staticmethod
     def forward(ctx, x, *, dtype: np.dtype, kept: Any):
         ctx.dtype = x.dtype
-        return x.astype(dtype) if kept is None else kept
+        return run("cast", x, dtype=dtype.name) if kept is None else kept
 
     @staticmethod
     def backward(ctx, dy):
-        return dy.astype(ctx.dtype, copy=False)
+        return run("cast", dy, dtype=ctx.dtype.name)
 
 
 def autocasts(op: Callable[P, R]) -> Callable[P, R]:

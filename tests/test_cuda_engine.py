@@ -4,7 +4,9 @@ What this shows: every line between a training script and the launches runs on a
 what it computes agrees with the CPU. What it cannot show: CuPy itself, and the GPU.
 """
 
+import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from minires.kernels.cuda import compile as compiler
 
 import minires
 from minires import nn, ops, optim
+from minires.data import DataLoader, ImageDataset, Subset
+from minires.data import transforms as T
 from minires.hooks import BranchGradHook
 from minires.nn import functional as F
 from minires.nn.checkpoint import checkpoint
@@ -225,6 +229,26 @@ def test_casts_run_as_kernels_and_saturate_as_numpy_does(launched):
     assert [launch.function.entry for launch in launched] == ["narrowed", "widened"] * 2
 
 
+def test_batches_made_on_the_device_are_the_cpu_s(launched):
+    """Same random choices, same bits, for every epoch, also of a part of the data set and after pickling."""
+    rng = np.random.default_rng(0)
+    augment = T.Augment((0.4, 0.5, 0.6), (0.2, 0.3, 0.2), padding=2, flip=True, cutout=3)
+    images, labels = rng.integers(0, 256, (11, 6, 5, 3), np.uint8), rng.integers(0, 3, 11)
+    data = ImageDataset(images, labels, ["a", "b", "c"], transform=augment)
+    there = data.on("cuda")
+    assert not launched and there.device.type == "cuda" and data.device.type == "cpu"
+    for of in (lambda d: d, lambda d: Subset(d, [7, 0, 3, 9, 2]), lambda d: pickle.loads(pickle.dumps(d))):
+        loaders = [DataLoader(of(d), 4, shuffle=True, generator=5) for d in (data, there)]
+        for (x, target), (y, same) in zip(*(itertools.chain(loader, loader) for loader in loaders), strict=True):
+            assert y.device.type == "cuda" and y.array.strides == x.array.strides
+            np.testing.assert_array_equal(y.cpu().numpy(), x.numpy())
+            np.testing.assert_array_equal(same.numpy(), target.numpy())
+    assert {launch.function.entry for launch in launched} == {"augment"}
+    assert there.with_transform(T.Augment(0.5, 0.5))[3][0].shape == (3, 6, 5)
+    with pytest.raises(TypeError, match="only Augment runs on cuda"):
+        data.with_transform(T.PerImage(T.ToTensor())).on("cuda")
+
+
 def test_a_run_trains_stops_resumes_and_is_evaluated(launched, tmp_path, monkeypatch):
     """The whole loop on the device: batches, metrics, averages, checkpoints, resumption, evaluation."""
     monkeypatch.setattr("minires.train.start.create_model", lambda *_, **__: Tiny())
@@ -234,7 +258,7 @@ def test_a_run_trains_stops_resumes_and_is_evaluated(launched, tmp_path, monkeyp
         train(Recipe(dataset="digits", batch_size=256, steps=2, device=device, ema=0.5, clip=1.0, out=str(out)))
         ended[device] = resume(out, {"steps": 3}, extend=True)
     assert (ended["cuda"].device, ended["cuda"].steps) == ("cuda:0", 3)
-    assert {"ce_fprop", "sgd_step"} <= {launch.function.entry for launch in launched}
+    assert {"ce_fprop", "sgd_step", "augment"} <= {launch.function.entry for launch in launched}
     assert abs(ended["cuda"].test_loss - ended["cpu"].test_loss) < 1e-5
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "tuning": {"device", "kernels"},
     "dispatch": {"device", "kernels", "tuning"},
     "hooks": _ENGINE | {"dispatch"},
-    "autocast": _ENGINE,
+    "autocast": _ENGINE | {"dispatch"},
     "ops": _ENGINE | {"autocast", "cuda", "dispatch"},
     "creation": _OPS,
     "serialization": _ENGINE,

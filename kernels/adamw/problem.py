@@ -90,7 +90,7 @@ def _count(tensors, amsgrad) -> int:
 
 
 def _error(factors, found, *tensors, beta1, beta2, eps, penalty, amsgrad):
-    """Of every p, m, v, most: the formula with every term positive, but for the root, which is what it is divided by."""
+    """Of every p, m, v, most: the formula with every term positive, but for the root, by which it is divided."""
     roles = roles_of(tensors, roles_with(amsgrad))
     if found is not None and found[0] != 0:
         return tuple(np.zeros(a.shape) for role in (roles[0], *roles[2:]) for a in role)

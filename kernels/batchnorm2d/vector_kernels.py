@@ -10,6 +10,9 @@ the first pass read last is still in the cache.
 Statistics are one pass of float64 sums of d = x - k and d², k being the channel's first number: the differences are
 exact, and a float32 variance needs no more (rounding in float64 is 2^29 times finer, so a variance that is small
 beside the mean loses nothing that float32 held). float64 input is left to the two passes of numba_kernels.py.
+
+bfloat16 activations (`bits`) are widened as they are loaded and rounded as they are stored: half of the memory, the
+same arithmetic. What there is one of per channel is float32 then.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import math
 import numpy as np
 from numba import prange
 
+from ..cpu.bfloat16 import bits
 from ..cpu.jit import njit
-from ..cpu.vectors import PANEL, load, splat, store, where, widen
+from ..cpu.vectors import PANEL, load, splat, store, store_as, where, widen
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import BATCHNORM2D_BWD, BATCHNORM2D_FPROP_INFER, BATCHNORM2D_FPROP_TRAIN
@@ -38,12 +42,12 @@ def _whole_rows(x):
     return x.size > 0 and x.size % _length(x.shape[1]) == 0
 
 
-def _fprop_supports(x, *_, **__):
-    return _whole_rows(x)
+def _fprop_supports(x, gamma, *_, **__):
+    return _whole_rows(x) and gamma.dtype == np.float32
 
 
-def _bwd_supports(dy, x, *_, **__):
-    return _whole_rows(x)
+def _bwd_supports(dy, x, y, gamma, *_, **__):
+    return _whole_rows(x) and gamma.dtype == np.float32
 
 
 @kernel(
@@ -52,15 +56,15 @@ def _bwd_supports(dy, x, *_, **__):
     step=2,
     note="one pass of float64 sums, one fused pass; panels of rows in registers",
     supports=_fprop_supports,
-    dtypes=("float32",),
+    dtypes=("float32", "bfloat16"),
 )
 def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
-    rows = memory.reshape(-1, _length(c))
-    mean, var, partial = empty((c,), x.dtype), empty((c,), x.dtype), _partial(rows)
-    _statistics(rows, c, _group(rows), partial)
-    _moments(partial, rows[0], x.size // c, mean, var)
-    # In x's precision, as the op computes it: backward must find the same y > 0.
+    rows, shift = bits(memory).reshape(-1, _length(c)), memory[0, 0, 0].astype(np.float32)
+    mean, var, partial = empty((c,), shift.dtype), empty((c,), shift.dtype), _partial(rows)
+    _statistics(rows, np.tile(shift, rows.shape[1] // c), _group(rows), partial)
+    _moments(partial, shift, x.size // c, mean, var)
+    # In float32, as the op computes it: backward must find the same y > 0.
     return _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu), mean, var
 
 
@@ -70,7 +74,7 @@ def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     step=2,
     note="panels of rows in registers",
     supports=_fprop_supports,
-    dtypes=("float32",),
+    dtypes=("float32", "bfloat16"),
 )
 def fprop_infer_vectors(x, gamma, beta, mean, inv_std, z, *, relu):
     return _normalised(to_nhwc(x), gamma, beta, mean, inv_std, z, relu)
@@ -82,24 +86,26 @@ def fprop_infer_vectors(x, gamma, beta, mean, inv_std, z, *, relu):
     step=2,
     note="y made again from x where there is no residual; panels of rows in registers",
     supports=_bwd_supports,
-    dtypes=("float32",),
+    dtypes=("float32", "bfloat16"),
 )
 def bwd_vectors(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual):
     n, c, h, w = x.shape
-    x, g = to_nhwc(x).reshape(-1, _length(c)), to_nhwc(dy).reshape(-1, _length(c))
+    dtype = x.dtype
+    x, g = (bits(to_nhwc(a)).reshape(-1, _length(c)) for a in (x, dy))
     again = relu and y is None  # y > 0 is known from x
-    y = to_nhwc(y).reshape(x.shape) if relu and not again else g  # else never read
-    dz, dz_memory = empty_nhwc(n, c, h, w, x.dtype) if residual and relu else (None, x)
-    partial, vectors = _partial(x), empty((5, x.shape[1]), x.dtype)
+    y = bits(to_nhwc(y)).reshape(x.shape) if relu and not again else g  # else never read
+    dz, dz_memory = empty_nhwc(n, c, h, w, dtype) if residual and relu else (None, x)
+    dz_memory = bits(dz_memory).reshape(x.shape)
+    partial, vectors = _partial(x), empty((5, x.shape[1]), np.float32)
     gamma, beta, mean, inv_std = map(np.ascontiguousarray, (gamma, beta, mean, inv_std))
     _affine(gamma, beta, mean, inv_std, vectors)
-    _sums(g, x, y, dz_memory.reshape(x.shape), vectors, relu, again, dz is not None, _group(x), partial)
-    dgamma, dbeta = empty((c,), x.dtype), empty((c,), x.dtype)
+    _sums(g, x, y, dz_memory, vectors, relu, again, dz is not None, _group(x), partial)
+    dgamma, dbeta = empty((c,), np.float32), empty((c,), np.float32)
     _slopes(partial, gamma, inv_std, x.size // c, training, dgamma, dbeta, vectors)
     if dz is not None:  # masked already
-        g, relu = dz_memory.reshape(x.shape), False
-    dx, memory = empty_nhwc(n, c, h, w, x.dtype)
-    _dx(g, x, y, memory.reshape(x.shape), vectors, relu, again, _group(x))
+        g, relu = dz_memory, False
+    dx, memory = empty_nhwc(n, c, h, w, dtype)
+    _dx(g, x, y, bits(memory).reshape(x.shape), vectors, relu, again, _group(x))
     return dx, dgamma, dbeta, dz
 
 
@@ -118,12 +124,18 @@ def _normalised(x, gamma, beta, mean, inv_std, z, relu):
     """act(gamma * (x - mean) * inv_std + beta + z) for x (N, H, W, C), logically NCHW."""
     n, h, w, c = x.shape
     y, memory = empty_nhwc(n, c, h, w, x.dtype)
-    x = x.reshape(-1, _length(c))
-    vectors = empty((3, x.shape[1]), x.dtype)
+    x = bits(x).reshape(-1, _length(c))
+    vectors = empty((3, x.shape[1]), np.float32)
     _affine(*map(np.ascontiguousarray, (gamma, beta, mean, inv_std)), vectors)
-    z_rows = x if z is None else to_nhwc(z).reshape(x.shape)
-    _normalise(x, z_rows, memory.reshape(x.shape), vectors, z is not None, relu, _group(x))
+    z_rows = x if z is None else bits(to_nhwc(z)).reshape(x.shape)
+    _normalise(x, z_rows, bits(memory).reshape(x.shape), vectors, z is not None, relu, _group(x))
     return y
+
+
+@njit(inline=True)
+def _vector(vectors, i, j):
+    """Panel j of row i."""
+    return load(vectors[i, j * PANEL :].ctypes.data, PANEL, vectors.dtype)
 
 
 @njit()
@@ -172,27 +184,24 @@ def _slopes(partial, gamma, inv_std, m, training, dgamma, dbeta, vectors):
 
 
 @njit(parallel=True)
-def _statistics(x, c, group, partial):
+def _statistics(x, shift, group, partial):
     blocks = partial.shape[0]
     for b in prange(blocks):
         first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _block_statistics(x[first:last], x[0], c, group, partial[b])
+        _block_statistics(x[first:last], shift, group, partial[b])
 
 
 @njit()
-def _block_statistics(x, pixels, c, group, out):
-    """Sums of d and d² of every column into out (2, length), d = x - the first of the pixels, channel by channel."""
+def _block_statistics(x, shift, group, out):
+    """Sums of d and d² of every column into out (2, length), d = x - shift."""
     out[:] = 0
-    shift = np.empty(x.shape[1], x.dtype)
-    for l in range(shift.size):
-        shift[l] = pixels[l % c]
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
     for first in range(0, len(x), group):
         rows = min(group, len(x) - first)
         for j in range(x.shape[1] // PANEL):
-            p, total_at = x[first].ctypes.data + j * step, out.ctypes.data + 2 * j * step
-            squares_at = total_at + 2 * row
-            k = widen(load(shift.ctypes.data + j * step, PANEL, x.dtype))
+            p, total_at = x[first].ctypes.data + j * step, out[0, j * PANEL :].ctypes.data
+            squares_at = out[1, j * PANEL :].ctypes.data
+            k = widen(load(shift[j * PANEL :].ctypes.data, PANEL, shift.dtype))
             total, squares = load(total_at, PANEL, out.dtype), load(squares_at, PANEL, out.dtype)
             for i in range(rows):
                 d = widen(load(p + i * row, PANEL, x.dtype)) - k
@@ -214,11 +223,9 @@ def _normalise(x, z, y, vectors, add, relu, group):
 @njit()
 def _normalise_group(x, z, y, vectors, add, relu):
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
-    zero = splat(x.dtype.type(0), PANEL, x.dtype)
+    zero = splat(vectors.dtype.type(0), PANEL, vectors.dtype)
     for j in range(x.shape[1] // PANEL):
-        at = vectors.ctypes.data + j * step
-        mean, scale = load(at, PANEL, x.dtype), load(at + row, PANEL, x.dtype)
-        beta = load(at + 2 * row, PANEL, x.dtype)
+        mean, scale, beta = _vector(vectors, 0, j), _vector(vectors, 1, j), _vector(vectors, 2, j)
         p, skip, out = x.ctypes.data + j * step, z.ctypes.data + j * step, y.ctypes.data + j * step
         for i in range(len(x)):
             v = (load(p + i * row, PANEL, x.dtype) - mean) * scale + beta
@@ -226,7 +233,7 @@ def _normalise_group(x, z, y, vectors, add, relu):
                 v = v + load(skip + i * row, PANEL, x.dtype)
             if relu:
                 v = where(v <= zero, zero, v)  # a NaN stays
-            store(out + i * row, v)
+            store_as(out + i * row, v, y.dtype)
 
 
 @njit(parallel=True)
@@ -245,13 +252,12 @@ def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
     """Sums of g and of g * (x - mean) of every column into out (2, length). Writes g into dz if there is a residual."""
     out[:] = 0
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
-    zero = splat(x.dtype.type(0), PANEL, x.dtype)
+    zero = splat(vectors.dtype.type(0), PANEL, vectors.dtype)
     for first in range(0, len(x), group):
         rows = min(group, len(x) - first)
         for j in range(x.shape[1] // PANEL):
-            at, sums = vectors.ctypes.data + j * step, out.ctypes.data + 2 * j * step
-            mean, scale = load(at, PANEL, x.dtype), load(at + row, PANEL, x.dtype)
-            beta = load(at + 2 * row, PANEL, x.dtype)
+            mean, scale, beta = _vector(vectors, 0, j), _vector(vectors, 1, j), _vector(vectors, 2, j)
+            sums, products = out[0, j * PANEL :].ctypes.data, out[1, j * PANEL :].ctypes.data
             offset = first * row + j * step
             upstream, p = dy.ctypes.data + offset, x.ctypes.data + offset
             active, skip = y.ctypes.data + offset, dz.ctypes.data + offset
@@ -263,11 +269,11 @@ def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
                 elif relu:
                     g = where(load(active + i * row, PANEL, x.dtype) > zero, g, zero)
                 if residual:
-                    store(skip + i * row, g)
+                    store_as(skip + i * row, g, dz.dtype)
                 plain = plain + g
                 weighted = weighted + g * d
             store(sums, load(sums, PANEL, out.dtype) + widen(plain))
-            store(sums + 2 * row, load(sums + 2 * row, PANEL, out.dtype) + widen(weighted))
+            store(products, load(products, PANEL, out.dtype) + widen(weighted))
 
 
 @njit(parallel=True)
@@ -283,12 +289,10 @@ def _dx(g, x, y, dx, vectors, relu, again, group):
 def _dx_group(dy, x, y, dx, vectors, relu, again):
     """dx = scale * g - constant - slope * (x - mean)."""
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
-    zero = splat(x.dtype.type(0), PANEL, x.dtype)
+    zero = splat(vectors.dtype.type(0), PANEL, vectors.dtype)
     for j in range(x.shape[1] // PANEL):
-        at = vectors.ctypes.data + j * step
-        mean, scale = load(at, PANEL, x.dtype), load(at + row, PANEL, x.dtype)
-        beta, constant = load(at + 2 * row, PANEL, x.dtype), load(at + 3 * row, PANEL, x.dtype)
-        slope = load(at + 4 * row, PANEL, x.dtype)
+        mean, scale, beta = _vector(vectors, 0, j), _vector(vectors, 1, j), _vector(vectors, 2, j)
+        constant, slope = _vector(vectors, 3, j), _vector(vectors, 4, j)
         upstream, p = dy.ctypes.data + j * step, x.ctypes.data + j * step
         active, out = y.ctypes.data + j * step, dx.ctypes.data + j * step
         for i in range(len(x)):
@@ -297,4 +301,4 @@ def _dx_group(dy, x, y, dx, vectors, relu, again):
                 g = where(d * scale + beta > zero, g, zero)
             elif relu:
                 g = where(load(active + i * row, PANEL, x.dtype) > zero, g, zero)
-            store(out + i * row, g * scale - (constant + slope * d))
+            store_as(out + i * row, g * scale - (constant + slope * d), dx.dtype)

@@ -1,13 +1,17 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    bfloat16_kernels,
+    bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
     cuda_fused,
     cuda_kernels,
     cuda_tensor_cores,
     cuda_vectorised,
+    cuda_wgmma,
     direct_kernels,
+    epilogue,
     fused_numpy,
     fused_problem,
     numba_kernels,
@@ -16,6 +20,7 @@ from . import (
     pointwise_kernels,
     problem,
     wgrad_kernels,
+    wgrad_pointwise,
     widened_kernels,
     winograd,
     winograd_kernels,
@@ -23,13 +28,17 @@ from . import (
 )
 
 __all__ = [
+    "bfloat16_kernels",
+    "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",
     "cuda_fused",
     "cuda_kernels",
     "cuda_tensor_cores",
     "cuda_vectorised",
+    "cuda_wgmma",
     "direct_kernels",
+    "epilogue",
     "fused_numpy",
     "fused_problem",
     "numba_kernels",
@@ -38,6 +47,7 @@ __all__ = [
     "pointwise_kernels",
     "problem",
     "wgrad_kernels",
+    "wgrad_pointwise",
     "widened_kernels",
     "winograd",
     "winograd_kernels",

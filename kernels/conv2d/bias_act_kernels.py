@@ -1,4 +1,4 @@
-"""Convolution for inference on the CPU: bias, skip connection and ReLU right after the convolution, in place."""
+"""Convolution for inference on the CPU: each tile gets bias, skip and ReLU when it is written (epilogue.py)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import numpy as np
 from numba import prange
 
 from ..cpu.jit import njit
+from ..cpu.microkernel import lanes
 from ..memory import to_nhwc
 from ..registry import kernel
 from . import winograd
-from .direct_kernels import fprop_direct_tile, fprop_supports
+from .direct_kernels import convolve_direct, fprop_supports
 from .numba_kernels import fprop_im2col_tile
-from .pointwise_kernels import fprop_pointwise
+from .pointwise_kernels import convolve_pointwise
 from .pointwise_kernels import fprop_supports as pointwise_supports
-from .problem import CONV2D_BIAS_ACT
+from .problem import CONV2D_BIAS_ACT, out_hw
+from .winograd_kernels import convolve_winograd, rank
 from .winograd_kernels import fprop_supports as winograd_supports
-from .winograd_kernels import fprop_winograd, rank
 
 
 def _direct_supports(x, w, b, z, *, relu, **params):
@@ -46,20 +47,14 @@ def bias_act_im2col_tile(x, w, b, z, *, stride, padding, dilation, groups, relu)
     return _finished(y, b, z, relu)
 
 
-@kernel(
-    CONV2D_BIAS_ACT, device="cpu", step=4, supports=_direct_supports, note="fprop_direct_tile, then one pass in place"
-)
+@kernel(CONV2D_BIAS_ACT, device="cpu", step=4, supports=_direct_supports, note="fprop_direct_tile with an epilogue")
 def bias_act_direct_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    y = fprop_direct_tile(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return _finished(y, b, z, relu)
+    return convolve_direct(x, w, stride, padding, dilation, b, z, relu)
 
 
-@kernel(
-    CONV2D_BIAS_ACT, device="cpu", step=5, supports=_pointwise_supports, note="fprop_pointwise, then one pass in place"
-)
+@kernel(CONV2D_BIAS_ACT, device="cpu", step=5, supports=_pointwise_supports, note="fprop_pointwise with an epilogue")
 def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    y = fprop_pointwise(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return _finished(y, b, z, relu)
+    return convolve_pointwise(x, w, stride, b, z, relu)
 
 
 @kernel(
@@ -71,11 +66,13 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
     error_scale=winograd_scale,
     error_factor=4.0,  # as fprop_winograd's
     exact=False,
-    note="fprop_winograd, then one pass in place",
+    note="fprop_winograd with an epilogue; a skip is added by one pass in place",
 )
 def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    y = fprop_winograd(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return _finished(y, b, z, relu)
+    hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    if z is None and w.shape[0] % lanes(x.dtype) == 0:
+        return convolve_winograd(x, w, False, padding, hw, b, relu)
+    return _finished(convolve_winograd(x, w, False, padding, hw), b, z, relu)
 
 
 def _finished(y, b, z, relu):

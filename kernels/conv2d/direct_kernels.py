@@ -22,6 +22,7 @@ from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from .epilogue import epilogue, multiply_tile_then
 from .numba_kernels import residues, taps_of_residue
 from .packing import pack, panel_width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
@@ -29,6 +30,7 @@ from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 # Rows of a tile. Eight rows at any stride leave registers for their addresses (sixteen ran at 0.6 of the speed);
 # rows of a transposed tile lie side by side and need no addresses of their own.
 _ROWS, _TRANSPOSED_ROWS = 8, 16
+_MOST_ROWS = 16
 _VECTOR_BYTES = simd().vector_bytes
 _PARTIALS = 1 << 24  # numbers that the partial sums of wgrad may take
 
@@ -38,6 +40,12 @@ def fprop_supports(x, w, *, stride, padding, dilation, groups):
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    whole = w.shape[1] % lanes(dy.dtype) == 0
+    return groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
+
+
+def residues_are_convolutions(w, stride, padding, dilation):
+    """Whether dgrad is convolutions over dy, padded, of neighbouring columns."""
     # What comes before dy can be padded, what is not read of it cannot: no residue may begin after dy's first pixel.
     begins = [
         offsets[:1]
@@ -46,7 +54,7 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
         for _, offsets in [taps_of_residue(a, w.shape[2 + axis], stride[axis], padding[axis], dilation[axis])]
     ]
     side_by_side = dilation == (1, 1) or (stride == (1, 1) and dilation[1] == 1)
-    return groups == 1 and side_by_side and w.shape[1] % lanes(dy.dtype) == 0 and np.all(np.concatenate(begins) <= 0)
+    return side_by_side and np.all(np.concatenate(begins) <= 0)
 
 
 def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
@@ -55,11 +63,18 @@ def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 
 @kernel(CONV2D_FPROP, device="cpu", step=4, supports=fprop_supports, note="no patches: tiles read the padded rows")
 def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
+    return convolve_direct(x, w, stride, padding, dilation)
+
+
+def convolve_direct(x, w, stride, padding, dilation, *follows):
+    """fprop, and after it what `follows`: b, z and relu of `epilogue`."""
     x = to_nhwc(x)
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
-    _fprop(x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0])
+    _fprop(
+        x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
+    )  # fmt: skip
     return y
 
 
@@ -70,7 +85,7 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
         chosen = _runs(panels[:, r_taps][:, :, s_taps])
-        _fprop(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
+        _fprop(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
     return dx
 
 
@@ -100,35 +115,40 @@ def _runs(panels):
 
 
 @njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation):
+def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
     for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation)
+        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
 
 
 @njit()
-def _fprop_image(x, panels, y, taps, stride, padding, dilation):
+def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
-    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     wide = width * x.itemsize > _VECTOR_BYTES
     tile = np.empty((_ROWS, width), x.dtype)
     step, line = stride[1] * c, rows.shape[1] * c
     for j in range(n_panels):
-        w = panels[j].ctypes.data
+        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * x.itemsize if bias.size > 0 else 0
         for p in range(p_size):
             for q in range(0, q_size, _ROWS):
                 whole = q + _ROWS <= q_size
                 a = rows.ctypes.data + (p * stride[0] * line + q * step) * x.itemsize
                 place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * x.itemsize
                 out, out_row = (place, y.strides[1] // x.itemsize) if whole else (tile.ctypes.data, width)
+                skip = z.ctypes.data + (place - y.ctypes.data) if whole else tile.ctypes.data
+                if add and not whole:
+                    for m in range(q_size - q):
+                        for l in range(width):
+                            tile[m, l] = z[p, q + m, j * width + l]
                 if wide:
-                    multiply_tile_2d(
+                    multiply_tile_then(
                         a, step, 1, dilation * line, w, width, run * width,
-                        out, out_row, run, r_size, False, _ROWS, 2, x.dtype,
+                        out, out_row, run, r_size, shift, skip, out_row, add, floor, _ROWS, 2, x.dtype,
                     )  # fmt: skip
                 else:
-                    multiply_tile_2d(
+                    multiply_tile_then(
                         a, step, 1, dilation * line, w, width, run * width,
-                        out, out_row, run, r_size, False, _ROWS, 1, x.dtype,
+                        out, out_row, run, r_size, shift, skip, out_row, add, floor, _ROWS, 1, x.dtype,
                     )  # fmt: skip
                 if not whole:
                     for m in range(q_size - q):
@@ -137,10 +157,10 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation):
 
 
 @njit()
-def _padded(x, height, q_size, taps, stride, padding):
+def padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
     h_size, w_size, c = x.shape
-    columns = ((q_size + _ROWS - 1) // _ROWS * _ROWS - 1) * stride + taps + (_TRANSPOSED_ROWS + c - 1) // c
+    columns = ((q_size + _MOST_ROWS - 1) // _MOST_ROWS * _MOST_ROWS - 1) * stride + taps + (_MOST_ROWS + c - 1) // c
     rows = np.empty((height, columns, c), x.dtype)
     for i in range(height):
         h = i - padding[0]
@@ -166,7 +186,7 @@ def _wgrad(x, dy, partial, taps, stride, padding, dilation):
 @njit()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
-    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     step, line, vector = stride[1] * c, rows.shape[1] * c, _VECTOR_BYTES // x.itemsize
     wide = k % (2 * vector) == 0
     tile_rows, width = (_ROWS, 2 * vector) if wide else (_TRANSPOSED_ROWS, vector)

@@ -13,9 +13,10 @@ from numba import prange
 
 from ..cpu.features import simd
 from ..cpu.jit import njit
-from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.microkernel import lanes
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
+from .epilogue import epilogue, multiply_tile_then
 from .packing import pack
 from .problem import CONV2D_DGRAD, CONV2D_FPROP
 
@@ -40,9 +41,14 @@ def _pointwise(w, padding, groups):
 
 @kernel(CONV2D_FPROP, device="cpu", step=5, supports=fprop_supports, note="1x1: a product of matrices, read in place")
 def fprop_pointwise(x, w, *, stride, padding, dilation, groups):
+    return convolve_pointwise(x, w, stride)
+
+
+def convolve_pointwise(x, w, stride, *follows):
+    """fprop, and after it what `follows`: b, z and relu of `epilogue`."""
     x = np.ascontiguousarray(to_nhwc(x)[:, :: stride[0], :: stride[1]])
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *x.shape[1:3], x.dtype)
-    _multiply(x, pack(w, False), memory)
+    _multiply(x, pack(w, False), memory, *follows)
     return y
 
 
@@ -60,31 +66,41 @@ def dgrad_pointwise(dy, w, *, stride, padding, dilation, groups, input_hw):
     return dx
 
 
-def _multiply(x, panels, y):
-    """y (..., K) = x (..., C) times the panels of filters."""
+def _multiply(x, panels, y, *follows):
+    """y (..., K) = x (..., C) times the panels of filters, and what `follows`."""
     c = x.shape[-1]
-    x, panels, y = x.reshape(-1, c), panels.reshape(len(panels), c, -1), y.reshape(-1, y.shape[-1])
+    bias, z, add, floor = epilogue(y, *follows)
+    x, panels, y, z = (
+        x.reshape(-1, c),
+        panels.reshape(len(panels), c, -1),
+        *(a.reshape(-1, a.shape[-1]) for a in (y, z)),
+    )
     # Blocks of almost the same size, none smaller than a tile.
     block = max(_ROWS, min(512, _CACHE_NUMBERS // c // _ROWS * _ROWS))
-    _multiply_blocks(x, panels, y, max(1, len(x) // block))
+    _multiply_blocks(x, panels, y, max(1, len(x) // block), bias, z, add, floor)
 
 
 @njit(parallel=True)
-def _multiply_blocks(x, panels, y, blocks):
+def _multiply_blocks(x, panels, y, blocks, bias, z, add, floor):
     for b in prange(blocks):
         first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _multiply_block(x, panels, y, first, last)
+        _multiply_block(x, panels, y, first, last, bias, z, add, floor)
 
 
 @njit()
-def _multiply_block(x, panels, y, first, last):
+def _multiply_block(x, panels, y, first, last, bias, z, add, floor):
     (n_panels, c, width), k, size = panels.shape, y.shape[1], x.itemsize
     for j in range(n_panels):
-        w = panels[j].ctypes.data
+        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * size if bias.size > 0 else 0
         for i in range(first, last, _ROWS):
             i = min(i, last - _ROWS)  # the last tile computes some rows again
-            a, out = x.ctypes.data + i * c * size, y.ctypes.data + (i * k + j * width) * size
+            a, at = x.ctypes.data + i * c * size, (i * k + j * width) * size
+            out, skip = y.ctypes.data + at, z.ctypes.data + at
             if width * size > _VECTOR_BYTES:
-                multiply_tile(a, c, 1, w, width, out, k, c, False, _ROWS, 2, x.dtype)
+                multiply_tile_then(
+                    a, c, 1, 0, w, width, 0, out, k, c, 1, shift, skip, k, add, floor, _ROWS, 2, x.dtype
+                )  # fmt: skip
             else:
-                multiply_tile(a, c, 1, w, width, out, k, c, False, _ROWS, 1, x.dtype)
+                multiply_tile_then(
+                    a, c, 1, 0, w, width, 0, out, k, c, 1, shift, skip, k, add, floor, _ROWS, 1, x.dtype
+                )  # fmt: skip

@@ -129,6 +129,7 @@ CASES = (
     _case("3x3_many_channels", 1, 208, (5, 6), 256, (3, 3), padding=(1, 1)),
     _case("3x3_100_channels", 1, 100, (6, 7), 20, (3, 3), padding=(0, 2)),
     _case("several_tiles", 2, 72, (9, 16), 136, (1, 1)),  # of 128 pixels and 128 channels, and tails
+    _case("1x1_many_pixels", 1, 144, (23, 46), 16, (1, 1)),  # shares of more pixels than a block, tails of channels
     _layer("cifar_stage1", 128, 16, 32, 16, 3),
     _layer("cifar_stage2_down", 128, 16, 32, 32, 3, 2),
     _layer("cifar_stage2", 128, 32, 16, 32, 3),

@@ -54,7 +54,7 @@ def wgrad_parts_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     parts = empty((*kernel_hw, c, k), x.dtype)
     _sum_parts(x, panels, parts, p, q, stride, padding, dilation)
     dw = np.zeros((k, c, *kernel_hw), x.dtype)
-    _unpack(parts, dw, width)
+    unpack(parts, dw, width)
     return dw
 
 
@@ -122,7 +122,8 @@ def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
 
 
 @njit(parallel=True)
-def _unpack(parts, dw, width):
+def unpack(parts, dw, width):
+    """dw (K, C, R, S) += parts (R, S, C, K)"""
     for j in prange(dw.shape[0] // width):
         _unpack_panel(parts, dw, np.int64(j) * width, width)
 

@@ -25,6 +25,7 @@ from ..cpu.transforms import transform_2d
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from . import winograd
+from .epilogue import epilogue, outputs_then
 from .packing import aligned, panel_width, read_taps
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
@@ -69,7 +70,7 @@ def rank_of_channels(k, c, dtype):
     note="Winograd F(4x4, 3x3): a quarter of the products",
 )
 def fprop_winograd(x, w, *, stride, padding, dilation, groups):
-    return _convolve(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+    return convolve_winograd(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
 @kernel(
@@ -84,11 +85,12 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     note="Winograd F(4x4, 3x3) over dy, the filter turned round",
 )
 def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
-    return _convolve(dy, w, True, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
+    return convolve_winograd(dy, w, True, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
 
 
-def _convolve(x, w, turned, padding, hw):
-    """x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw).
+def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
+    """x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw). With a bias b (K,), where K is a
+    whole number of vectors, act(y + b).
 
     Negative padding leaves out what is at the border.
     """
@@ -97,17 +99,17 @@ def _convolve(x, w, turned, padding, hw):
     w = np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
     (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
     y, memory = empty_nhwc(n, wide, *hw, dtype)
-    width = panel_width(wide, dtype)
+    width, (bias, _, _, floor) = panel_width(wide, dtype), epilogue(memory, b, relu=relu)
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(c + width, dtype)
         panels = empty((wide // width, PLACES, plane(c, width)), dtype)
         _transform_filters(w, turned, panels, width)
-        _by_tiles(x, panels, memory, padding, tiles, block, width)
+        _by_tiles(x, panels, memory, padding, tiles, block, width, bias, floor)
     else:
         v = empty((PLACES, plane(tiles, c)), dtype)
         _transform_patches(x, v, memory, padding, tiles)
-        _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width)
+        _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width, bias, floor)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
@@ -173,7 +175,7 @@ def patches(x, v, v_plane, padding, p, q, first, count):
 
 
 @njit()
-def _outputs(m, m_plane, y, channel, width, first, count):
+def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
     """y, from M for the tiles from `first` on and the filters from `channel` on."""
     _, p, q, k = y.shape
     down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
@@ -181,12 +183,20 @@ def _outputs(m, m_plane, y, channel, width, first, count):
     for t in range(count):
         n, at = divmod(first + t, down * across)
         top, left = at // across * _TILE, at % across * _TILE
-        transform(
-            m + t * width * y.itemsize, _PATCH * m_plane, m_plane, 0, _PATCH, 0, _PATCH, 0,
-            y.ctypes.data + (((n * p + top) * q + left) * k + channel) * y.itemsize, q * k, k,
-            0, p - top, 0, q - left, scratch.ctypes.data,
-            width, OUTPUT, y.dtype,
-        )  # fmt: skip
+        offset = (((n * p + top) * q + left) * k + channel) * y.itemsize
+        source = m + t * width * y.itemsize
+        if bias.size > 0:
+            outputs_then(
+                source, _PATCH * m_plane, m_plane,
+                y.ctypes.data + offset, q * k, k, p - top, q - left, scratch.ctypes.data,
+                width, bias.ctypes.data + channel * y.itemsize, floor, y.dtype,
+            )  # fmt: skip
+        else:
+            transform(
+                source, _PATCH * m_plane, m_plane, 0, _PATCH, 0, _PATCH, 0,
+                y.ctypes.data + offset, q * k, k, 0, p - top, 0, q - left, scratch.ctypes.data,
+                width, OUTPUT, y.dtype,
+            )  # fmt: skip
 
 
 @njit()
@@ -210,14 +220,14 @@ def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumu
 
 
 @njit(parallel=True)
-def _by_tiles(x, panels, y, padding, tiles, block, width):
+def _by_tiles(x, panels, y, padding, tiles, block, width, bias, floor):
     for b in prange((tiles + block - 1) // block):
         first = np.int64(b) * block
-        _tile_block(x, panels, y, padding, first, min(block, tiles - first), width)
+        _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor)
 
 
 @njit()
-def _tile_block(x, panels, y, padding, first, count, width):
+def _tile_block(x, panels, y, padding, first, count, width, bias, floor):
     c = x.shape[3]
     v_plane, m_plane = plane(count, c), plane(count, width)
     v, m = aligned(PLACES * v_plane, x), aligned(PLACES * m_plane, x)
@@ -225,7 +235,7 @@ def _tile_block(x, panels, y, padding, first, count, width):
     for j in range(panels.shape[0]):
         u = panels[j].ctypes.data
         _products(v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, x)
-        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count)
+        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count, bias, floor)
 
 
 @njit(parallel=True)
@@ -237,15 +247,16 @@ def _transform_patches(x, v, y, padding, tiles):
 
 
 @njit(parallel=True)
-def _by_filters(w, turned, v, y, tiles, block, width):
+def _by_filters(w, turned, v, y, tiles, block, width, bias, floor):
     blocks = (tiles + block - 1) // block
     for task in prange(y.shape[3] // width * blocks):
         j, b = divmod(np.int64(task), blocks)
-        _filter_panel(w, turned, v, y, j * width, width, b * block, min(block, tiles - b * block))
+        count = min(block, tiles - b * block)
+        _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor)
 
 
 @njit()
-def _filter_panel(w, turned, v, y, channel, width, first, count):
+def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor):
     c = w.shape[0 if turned else 1]
     u_plane, m_plane = plane(_CHUNK, width), plane(count, width)
     u, m = aligned(PLACES * u_plane, v), aligned(PLACES * m_plane, v)
@@ -256,4 +267,4 @@ def _filter_panel(w, turned, v, y, channel, width, first, count):
         _products(
             at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, v
         )  # fmt: skip
-    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count)
+    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count, bias, floor)

@@ -75,7 +75,8 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
         shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
         du = empty((shares, PLACES, plane(deep, wide)), dtype)
         _by_tiles(x, dy, du, padding, tiles, block, width)
-        _sum_shares(du, dw, width)
+        _sum_shares(du, deep * wide)
+        _write_panels(du, dw, width)
     else:
         at_once = max(16, _AT_ONCE // (PLACES * (deep + wide)) // 16 * 16)
         v, d = (empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
@@ -160,20 +161,23 @@ def _share(x, dy, du, padding, tiles, block, first, last, width):
 
 
 @njit(parallel=True)
-def _sum_shares(du, dw, width):
-    for j in prange(dw.shape[0] // width):
-        _sum_panel(du, dw, np.int64(j) * width, width)
+def _sum_shares(du, count):
+    for e in prange(PLACES):
+        for s in range(1, du.shape[0]):
+            _add(du[0, e, :count], du[s, e, :count])
 
 
 @njit()
-def _sum_panel(du, dw, first, width):
+def _add(total, share):
+    total += share
+
+
+@njit(parallel=True)
+def _write_panels(du, dw, width):
     k, c = dw.shape[:2]
-    for s in range(1, du.shape[0]):
-        for e in range(PLACES):
-            for i in range(first, first + c * k, k):
-                for l in range(i, i + width):
-                    du[0, e, l] += du[s, e, l]
-    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
+    for j in prange(k // width):
+        first = np.int64(j) * width
+        _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
 
 
 @njit(parallel=True)

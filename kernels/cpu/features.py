@@ -39,3 +39,9 @@ def simd() -> Simd:
     if features.get("avx2") and features.get("fma"):
         return _UNITS["avx2"]
     return _UNITS["neon" if features.get("neon") else "generic"]
+
+
+@functools.cache
+def has_bfloat16_products() -> bool:
+    """Whether the host multiplies pairs of bfloat16 into float32 sums by one instruction (AVX512-BF16)."""
+    return simd().name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))

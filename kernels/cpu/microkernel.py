@@ -8,6 +8,12 @@ that live in registers over the whole sum, per step one load of each vector of B
 The sum has two levels because a convolution's has: the rows of a filter, and within a row its taps and channels, which
 are one run of memory. A may have any strides (its transpose too); B and C are rows of contiguous vectors. Addresses
 are integers, strides are in elements.
+
+bfloat16 is multiplied in pairs, `multiply_pairs_2d`: a step takes two numbers that lie side by side in A and in B,
+
+    C[m, v] (+)= sum over o, k of A[m, o, k, 0] * B[o, k, v, 0] + A[m, o, k, 1] * B[o, k, v, 1]
+
+in float32, by one instruction (AVX512-BF16's vdpbf16ps: twice the products per second) or by two of widened numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +26,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .features import simd
+from .bfloat16 import BFLOAT, store_bfloat16
+from .features import has_bfloat16_products, simd
 
 ROWS = simd().tile_rows
 INT64 = ir.IntType(64)
@@ -48,7 +55,7 @@ def multiply_tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, b, b_step, c, c_row, steps, accumulate = args[:9]
         zero, one = ir.Constant(INT64, 0), ir.Constant(INT64, 1)
-        tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, zero, b, b_step, zero, steps, one)
         tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
@@ -82,9 +89,48 @@ def multiply_tile_2d(
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate = args[:12]
-        tile = _Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
         tile.write(c, c_row, accumulate)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11, types.boolean, rows, vectors, dtype), emit
+
+
+@intrinsic
+def multiply_pairs_2d(
+    typing_context,
+    a,
+    a_row,
+    a_step,
+    a_outer,
+    b,
+    b_step,
+    b_outer,
+    c,
+    c_row,
+    steps,
+    outer,
+    accumulate,
+    rows,
+    vectors,
+    dtype,
+):
+    """The tile of pairs of bfloat16, with a sum of two levels. dtype: of C, whose vectors are of float32's length:
+    float32, or uint16 for bfloat16, which is rounded as it is written (and cannot be accumulated). Strides of A and B
+    are in pairs, c_row in elements of C."""
+
+    if not literal(rows, vectors):
+        return None  # Numba asks again with literal types
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate = args[:12]
+        tile = _PairTile(builder, rows.literal_value, vectors.literal_value, types.float32)
+        tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
+        if dtype.dtype == types.uint16:
+            tile.write_rounded(c, c_row)
+        else:
+            tile.write(c, c_row, accumulate)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 11, types.boolean, rows, vectors, dtype), emit
@@ -127,7 +173,7 @@ class Emitter:
         )
 
 
-class _Tile(Emitter):
+class Tile(Emitter):
     """Emits code for rows x vectors accumulators.
 
     They are stack slots here, which keeps the loops readable; LLVM's mem2reg turns them into registers.
@@ -152,9 +198,12 @@ class _Tile(Emitter):
                 for i in range(self.rows):
                     x = self.broadcast(self.load(self.at(column_of_a, i, a_row), self.scalar))
                     for v, y in enumerate(vectors_of_b):
-                        product = builder.fmul(x, y, flags=("contract",))  # with the fadd, one fused instruction
-                        total = builder.fadd(builder.load(self.slots[i][v]), product, flags=("contract",))
-                        builder.store(total, self.slots[i][v])
+                        builder.store(self.add_product(builder.load(self.slots[i][v]), x, y), self.slots[i][v])
+
+    def add_product(self, total, x, y):
+        """total + x y, as one fused instruction."""
+        product = self.builder.fmul(x, y, flags=("contract",))
+        return self.builder.fadd(total, product, flags=("contract",))
 
     def write(self, c, c_row, accumulate) -> None:
         """Write the accumulators to C, or add them to it."""
@@ -169,3 +218,36 @@ class _Tile(Emitter):
         for slots, addresses in zip(self.slots, places, strict=True):
             for slot, address in zip(slots, addresses, strict=True):
                 self.store(builder.load(slot), address)
+
+
+class _PairTile(Tile):
+    """The tile whose numbers are pairs of bfloat16, loaded and broadcast as the float32 whose memory they take."""
+
+    def add_product(self, total, x, y):
+        """total + x[0] y[0] + x[1] y[1]"""
+        builder = self.builder
+        if has_bfloat16_products():
+            pairs = ir.VectorType(BFLOAT, 2 * self.width)
+            kind = ir.FunctionType(self.vector, [self.vector, pairs, pairs])
+            dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+            return builder.call(dot, [total, builder.bitcast(x, pairs), builder.bitcast(y, pairs)])
+        for first, second in zip(self._widened(x), self._widened(y), strict=True):
+            total = super().add_product(total, first, second)
+        return total
+
+    def _widened(self, pairs) -> tuple[Any, Any]:
+        """The first, and the second, numbers of the pairs as float32."""
+        bits = ir.VectorType(_INT32, self.width)
+        both = self.builder.bitcast(pairs, bits)
+        first = self.builder.shl(both, ir.Constant(bits, [16] * self.width))
+        second = self.builder.and_(both, ir.Constant(bits, [0xFFFF0000] * self.width))
+        return self.builder.bitcast(first, self.vector), self.builder.bitcast(second, self.vector)
+
+    def write_rounded(self, c, c_row) -> None:
+        """Write the accumulators to C as bfloat16."""
+        half = ir.Constant(INT64, 2)  # bytes of a number, where `at` counts with 4
+        for i, slots in enumerate(self.slots):
+            row = self.builder.add(c, self.builder.mul(self.builder.mul(c_row, half), ir.Constant(INT64, i)))
+            for v, slot in enumerate(slots):
+                place = self.builder.add(row, ir.Constant(INT64, v * self.width * 2))
+                store_bfloat16(self.builder, self.builder.load(slot), place)

@@ -8,7 +8,8 @@ A grid may hang over the border of an image: what is outside is read as zeros, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -159,23 +160,11 @@ def transform_2d(matrices: Sequence[Matrix]) -> Any:
 
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             matrix, emitter = matrices[index.literal_value], Emitter(builder, dtype.dtype)
-            n_out, n_in = len(matrix), len(matrix[0])
-            sources, targets = _grid(emitter, n_in, *args[:8]), _grid(emitter, n_out, *args[8:16])
-            step = ir.Constant(INT64, emitter.width)
-            with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[16], step, intp=INT64) as (c, _):
-                columns = [
-                    combine(
-                        matrix,
-                        [
-                            _Value(emitter, emitter.load(emitter.at(sources[a][b], c), emitter.vector))
-                            for a in range(n_in)
-                        ],
-                    )
-                    for b in range(n_in)
-                ]
-                for i in range(n_out):
-                    for j, result in enumerate(combine(matrix, [column[i] for column in columns])):
-                        emitter.store(result.value, emitter.at(targets[i][j], c))
+            targets = grid(emitter, len(matrix), *args[8:16])
+            with transformed(emitter, matrix, args[:8], args[16]) as (c, results):
+                for row, places in zip(results, targets, strict=True):
+                    for result, place in zip(row, places, strict=True):
+                        emitter.store(result, emitter.at(place, c))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 17, index, dtype), emit
@@ -183,7 +172,20 @@ def transform_2d(matrices: Sequence[Matrix]) -> Any:
     return transform
 
 
-def _grid(emitter: Emitter, n: int, base, row, col, top, bottom, left, right, outside) -> list[list[Any]]:
+@contextlib.contextmanager
+def transformed(emitter: Emitter, matrix: Matrix, source: Sequence[Any], channels: Any) -> Iterator[tuple[Any, Any]]:
+    """A loop over vectors of channels: the first channel, and the rows of the vectors that `matrix` makes of the grid
+    at `source`, the arguments of `grid`."""
+    sources, n = grid(emitter, len(matrix[0]), *source), range(len(matrix[0]))
+    step = ir.Constant(INT64, emitter.width)
+    with cgutils.for_range_slice(emitter.builder, ir.Constant(INT64, 0), channels, step, intp=INT64) as (c, _):
+        patch = [[_Value(emitter, emitter.load(emitter.at(sources[a][b], c), emitter.vector)) for a in n] for b in n]
+        columns = [combine(matrix, column) for column in patch]
+        rows = [combine(matrix, [column[i] for column in columns]) for i in range(len(matrix))]
+        yield c, [[result.value for result in row] for row in rows]
+
+
+def grid(emitter: Emitter, n: int, base, row, col, top, bottom, left, right, outside) -> list[list[Any]]:
     """The addresses of an n x n grid's elements, `outside` for those that are not inside."""
     builder, numbers = emitter.builder, [ir.Constant(INT64, i) for i in range(n)]
 

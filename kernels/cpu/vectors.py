@@ -8,6 +8,9 @@ registers:
     for i in range(rows):
         total = total + load(p + i * stride, lanes, dtype)
 
+bfloat16, which Numba does not know, comes as uint16 (`bfloat16.bits`): `load` widens it to a vector of float32, and
+`store_as` rounds a vector of float32 to it, to the nearest, ties to even.
+
 `lanes` must be a literal integer and may be more than a register of the host holds: LLVM splits it into several.
 `dtype` is an array's (`x.dtype`). Addresses are integers, as `array.ctypes.data` gives them.
 """
@@ -23,6 +26,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
+from .bfloat16 import load_bfloat16, store_bfloat16
 from .features import simd
 
 PANEL = (4 if simd().tile_rows == 12 else 2) * simd().vector_bytes // 4  # float32 numbers that a kernel takes at once
@@ -59,11 +63,14 @@ def load(typing_context, address, lanes, dtype):
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kind = signature.return_type.llvm()
+        if dtype.dtype == types.uint16:
+            return load_bfloat16(builder, args[0], kind.count)
         value = builder.load(_pointer(builder, args[0], kind))
         value.align = dtype.dtype.bitwidth // 8
         return value
 
-    return Vector(dtype.dtype, lanes.literal_value)(types.int64, lanes, dtype), emit
+    number = types.float32 if dtype.dtype == types.uint16 else dtype.dtype
+    return Vector(number, lanes.literal_value)(types.int64, lanes, dtype), emit
 
 
 @intrinsic
@@ -75,6 +82,20 @@ def store(typing_context, address, vector):
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), emit
+
+
+@intrinsic
+def store_as(typing_context, address, vector, dtype):
+    """Write the numbers of a vector from `address` on, in the dtype of the array that is there."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        if dtype.dtype == types.uint16:
+            store_bfloat16(builder, args[1], args[0])
+        else:
+            builder.store(args[1], _pointer(builder, args[0], vector.llvm())).align = vector.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector, dtype), emit
 
 
 @intrinsic

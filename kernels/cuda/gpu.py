@@ -12,6 +12,7 @@ import numpy as np
 from ..registry import Kernel
 from . import compile as compiler
 from .launch import SHARED_STATIC, Function, Launch, by_value, is_array
+from .tensor_map import TensorMap, made_by_driver
 
 
 def run(launch: Launch) -> None:
@@ -85,7 +86,9 @@ def _view(a: np.ndarray, root: np.ndarray, memory: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """A NumPy scalar, or a 0-d structured array as the 1-element array that CuPy passes by value."""
+    """A NumPy scalar, or a 0-d structured array or tensor map as the 1-element array that CuPy passes by value."""
+    if isinstance(value, TensorMap):
+        return made_by_driver(value)
     return np.asarray(value).reshape(1) if np.asarray(value).dtype.kind == "V" else value
 
 

@@ -7,7 +7,8 @@ CPU. The launcher does not know which: it allocates with `memory.empty(..., like
 test without a GPU checks is the very code that runs on one.
 
 Arguments: an array is passed as its address; int and bool as int32, float as float32; a NumPy scalar or 0-d array (a
-structured one too: a struct) by value; a tuple of arrays, or None for no array, as a struct of their addresses.
+structured one too: a struct) and a `TensorMap` by value; a tuple of arrays, or None for no array, as a struct of
+their addresses.
 """
 
 from __future__ import annotations

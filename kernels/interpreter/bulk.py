@@ -276,8 +276,9 @@ def _map(wave: Any, f: Any, at: int, lane: int) -> Decoded:
 def _tile(wave: Any, tensor: Decoded, begin: np.ndarray) -> np.ndarray:
     """The bytes of a tile, coordinate 0 fastest."""
     offset, inside = np.zeros((), np.int64), np.ones((), bool)
-    for b, size, stride, start in zip(tensor.box, tensor.shape, tensor.strides, begin, strict=True):
-        index = start + np.arange(b)
+    axes = zip(tensor.box, tensor.steps, tensor.shape, tensor.strides, begin, strict=True)
+    for b, step, size, stride, start in axes:
+        index = start + np.arange(b) * step
         offset = (
             index * stride + offset[..., None] if offset.ndim == 0 else offset[None] + _column(index * stride, offset)
         )

@@ -15,7 +15,7 @@ from . import access, arithmetic, asynchronous, bulk, control, convert, matrices
 from .memory import Arena
 from .opcodes import TABLE, unknown
 from .ptx import SIZES, Function, Instruction, parse
-from .tensor_map import TensorMap
+from .tensor_map import TensorMap, encode
 from .wave import Counts, Fragment, Program, Step, Wave
 
 LANES = 8192  # threads that run at once, where the grid has as many
@@ -40,7 +40,10 @@ class Report:
 
 def interpret(launch: Any, **settings: Any) -> Report:
     """Run a `cuda.launch.Launch`: the executor of launches whose arrays are NumPy's. settings: of `run`."""
-    args = [a if is_array(a) or isinstance(a, tuple) else np.asarray(by_value(a)).tobytes() for a in launch.args]
+    args = [
+        a if is_array(a) or isinstance(a, (tuple, TensorMap)) else np.asarray(by_value(a)).tobytes()
+        for a in launch.args
+    ]
     name = launch.function.entry
     return run(launch.function.ptx(), name, launch.grid, launch.block, args, launch.shared, **settings)
 
@@ -207,7 +210,7 @@ def _by_value(a: Any, label: str, arena: Arena) -> bytes:
         places = [0 if one is None else arena.add(np.atleast_1d(one), f"{label}[{i}]") for i, one in enumerate(a)]
         return np.array(places, np.uint64).tobytes()
     if isinstance(a, TensorMap):
-        return a.encode(arena.add(a.array, label))
+        return encode(a, arena.add(a.array, label))
     if isinstance(a, np.generic):
         return a.tobytes()
     raise TypeError(f"{label} is {a!r}: pass an array, a NumPy number, bytes, a tuple of arrays, or None for no array")

@@ -1,4 +1,4 @@
-"""A step of stochastic gradient descent with momentum for a group of tensors, each p, g, buf of one shape and any layouts.
+"""A step of gradient descent with momentum for a group of tensors, each p, g, buf of one shape and any layouts.
 
     d   = g + weight_decay * p
     buf = d                                     on the first step
@@ -43,7 +43,7 @@ def _case(name, *shapes, momentum=0.9, dampening=0.0, decay=5e-4, nesterov=False
 
 
 def resnet_shapes(blocks: tuple[int, ...], width: int, classes: int, stem: int) -> list[tuple[int, ...]]:
-    """The parameters' shapes of a ResNet of basic blocks: convolutions, two vectors of every BatchNorm, the classifier."""
+    """Of the parameters of a ResNet of basic blocks: convolutions, two vectors of every BatchNorm, the classifier."""
     convolutions, c = [(width, 3, stem, stem)], width
     for stage, count in enumerate(blocks):
         for _ in range(count):

@@ -1,10 +1,10 @@
-"""Gradients of a scaled loss, divided by the scale in place, and whether all are finite: float16's dynamic loss scaling.
+"""Gradients of a scaled loss, divided by the scale in place, and whether all are finite: for training in float16.
 
     found = 1 where any number of any g is infinite or NaN, else what it was
     g     = g * inverse_scale
 
-inverse_scale, found: arrays (1,), on the device of the gradients: nothing waits for it, and a CUDA graph reads what lies
-there at its replay. Source: Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2;
+inverse_scale, found: arrays (1,), on the device of the gradients: nothing waits for it, and a CUDA graph reads what
+lies there at its replay. Source: Micikevicius et al. 2018 (arXiv:1710.03740), section 3.2;
 torch._amp_foreach_non_finite_check_and_unscale_.
 """
 

@@ -5,11 +5,14 @@ Each image draws its own numbers, keyed by (seed, epoch, index) within a `DataLo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..device import device_of, to_device
+from ..dispatch import run
 from .collate import default_collate
 from .randomness import sample, uniforms
 
@@ -56,46 +59,41 @@ class Augment:
         self.padding, self.fill, self.flip, self.cutout = padding, fill, flip, cutout
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.gathered(images, np.arange(len(images)))
+
+    def gathered(self, images: Any, rows: np.ndarray) -> Any:
+        """The batch of the images at `rows`, on the device of `images`: on each the same, to the bit."""
         if images.dtype != np.uint8 or images.ndim != 4:
             raise TypeError(f"Augment takes uint8 images (B, H, W, C), not {images.dtype} {images.shape}")
-        x = self._normalized(images)
-        if self.padding or self.flip or self.cutout:
-            x = self._augmented(x, *images.shape[:3])
-        return x.transpose(0, 3, 1, 2)
+        numbers = self._numbers(images.shape[1:])
+        arrays = (
+            to_device(a, device_of(images)) for a in (rows, self._places(len(rows), *images.shape[1:3]), *numbers)
+        )
+        return run("augment", images, *arrays, padding=self.padding, dtype="float32")
 
-    def _normalized(self, images: np.ndarray) -> np.ndarray:
-        """(B, H + 2p, W + 2p, C) float32: normalised, with a border of p = padding pixels."""
-        b, h, w, c = images.shape
-        if self.mean.size not in (1, c, h * w * c) or self.std.size not in (1, c):
+    def _numbers(self, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        """y = scale * x + shift inside the image, and border outside: (C,), (H, W, C), (C,) float32."""
+        c = shape[2]
+        if self.mean.size not in (1, c, math.prod(shape)) or self.std.size not in (1, c):
             raise ValueError(
-                f"Augment: mean {self.mean.shape} and std {self.std.shape} do not fit images (H, W, C) = {(h, w, c)}"
+                f"Augment: mean {self.mean.shape} and std {self.std.shape} do not fit images (H, W, C) = {shape}"
             )
-        p = self.padding
-        x = np.empty((b, h + 2 * p, w + 2 * p, c), np.float32)
-        if p:
-            x[:] = np.broadcast_to(-self.mean / self.std, c) if self.fill == "black" else 0
-        # y = scale * x + shift along rows of W * C numbers: loops over the C channels alone would be too short
-        inside = x.reshape(b, h + 2 * p, -1)[:, p : p + h, p * c : (p + w) * c]
-        scale = np.broadcast_to(1 / (255 * self.std), (w, c)).reshape(-1).astype(np.float32)
-        shift = np.broadcast_to(-self.mean / self.std, (h, w, c)).reshape(h, w * c).astype(np.float32)
-        np.multiply(images.reshape(b, h, w * c), scale, out=inside, dtype=np.float32)
-        inside += shift
-        return x
+        scale, shift = np.broadcast_to(1 / (255 * self.std), c), np.broadcast_to(-self.mean / self.std, shape)
+        border = np.broadcast_to(-self.mean / self.std, c) if self.padding and self.fill == "black" else np.zeros(c)
+        return scale.astype(np.float32), shift.astype(np.float32), border.astype(np.float32)
 
-    def _augmented(self, x: np.ndarray, b: int, h: int, w: int) -> np.ndarray:
+    def _places(self, b: int, h: int, w: int) -> np.ndarray:
+        """Where each image is cropped, whether it is mirrored, what is cut out of it: (B, 7) int32, see the kernel."""
+        places = np.zeros((b, 7), np.int32)
+        if not (self.padding or self.flip or self.cutout):
+            return places
         u = uniforms(b, 5)
-        tops, lefts = (u[:, :2] * (2 * self.padding + 1)).astype(np.int64).T.tolist()
-        flips = (u[:, 2] < 0.5).tolist() if self.flip else [False] * b
-        y = np.empty((b, h, w, x.shape[3]), np.float32)
-        for i in range(b):
-            window = x[i, tops[i] : tops[i] + h, lefts[i] : lefts[i] + w]
-            y[i] = window[:, ::-1] if flips[i] else window
+        places[:, :2] = u[:, :2] * (2 * self.padding + 1)
+        places[:, 2] = self.flip & (u[:, 2] < 0.5)
         if self.cutout:
             corners = (u[:, 3:] * (h, w)).astype(np.int64) - self.cutout // 2  # top left, from the centre
-            first, last = np.maximum(corners, 0).tolist(), (corners + self.cutout).tolist()
-            for i in range(b):
-                y[i, first[i][0] : last[i][0], first[i][1] : last[i][1]] = 0
-        return y
+            places[:, 3:5], places[:, 5:] = np.maximum(corners, 0), np.minimum(corners + self.cutout, (h, w))
+        return places
 
 
 class PerImage:

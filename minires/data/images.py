@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..device import CPU, Device, to_device
+from ..device import device as as_device
 from .augment import Augment
 from .cache import Entry
 from .dataset import Dataset, common_length, within
@@ -50,6 +52,8 @@ class ImageDataset(Dataset):
         self.paths = None if paths is None else list(paths)
         self.transform = transform or Augment()
         self._part: tuple[Entry, str] | None = None
+        self.device = CPU
+        self._there: dict[Device, Any] = {}  # the images on other devices
 
     @classmethod
     def from_cache(cls, entry: Entry, split: str, **options: Any) -> ImageDataset:
@@ -66,10 +70,26 @@ class ImageDataset(Dataset):
         other.transform = transform
         return other
 
+    def on(self, where: str | Device) -> ImageDataset:
+        """The same images, kept on a device, where `transforms.Augment` makes the batches, to the bit the CPU's.
+
+        They are copied there when the first batch is made, once for all data sets that `with_transform` and `on` made
+        of this one. Labels stay on the CPU. TypeError for another transform: it runs on the CPU alone.
+        """
+        other = copy.copy(self)
+        other.device = as_device(where)
+        if other.device.type == "cuda" and not isinstance(self.transform, Augment):
+            raise TypeError(f"{self.name}: of the transforms only Augment runs on {where}, not {self.transform!r}")
+        return other
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> tuple[Any, np.ndarray]:
         """(transformed images, labels) at `indices`."""
         rows = np.asarray(indices, dtype=np.int64)
-        return self.transform(self.images[rows]), self.labels[rows]
+        if self.device == CPU:
+            return self.transform(self.images[rows]), self.labels[rows]
+        if self.device not in self._there:
+            self._there[self.device] = to_device(np.asarray(self.images), self.device)
+        return self.transform.gathered(self._there[self.device], rows), self.labels[rows]
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         images, labels = self.batch([within(index, self.length)])
@@ -99,6 +119,7 @@ class ImageDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
+        state["_there"] = {}
         if self._part is not None:
             del state["images"]
         return state

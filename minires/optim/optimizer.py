@@ -42,8 +42,8 @@ class Optimizer:
         """Change the array `p` in place, given its gradient `g`; `state` is what the last update left there."""
         raise NotImplementedError
 
-    def update_group(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """`update` for each of a group's parameters that have a gradient; optimizers with kernels for many override it."""
+    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+        """`update` for each of a group's parameters, which have gradients. Overridden where a kernel takes them all."""
         for p in params:
             self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
 
@@ -150,9 +150,9 @@ def _kept(name: str, value: Any, p: Tensor) -> Any:
     return Tensor(to_device(value.array, p.device).astype(p.dtype, copy=True))
 
 
-def alike(params: list[Tensor], key: Callable[[Tensor], Any]) -> list[list[Tensor]]:
+def alike(params: list[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
     """The parameters that one kernel can serve together: those of one device, dtype and `key`, in their order."""
-    found: dict[Any, list[Tensor]] = {}
+    found: dict[Any, list[Any]] = {}
     for p in params:
         found.setdefault((p.device, p.array.dtype, key(p)), []).append(p)
     return list(found.values())

@@ -49,7 +49,7 @@ class SGD(Optimizer):
             )
 
     def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
-        """One step of all of them, in one call for each device and dtype. lr is asked again at every replay of a graph."""
+        """One step of all of them, in one call for each device and dtype."""
         settings: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
         settings["nesterov"] = bool(group["nesterov"])
         for members in alike(params, lambda p: "momentum_buffer" not in self.state.setdefault(p, {})):

@@ -16,9 +16,11 @@ import numpy as np
 
 from ..data import DATASETS, DataLoader, ImageDataset, Subset, open_dataset
 from ..data.transforms import Augment, MixUp
+from ..device import device
 from .recipe import Recipe
 
 HOLD_OUT = 0.2  # of a folder of images without a split
+_ON_GPU = 2**31  # bytes of images that are kept there at most: CIFAR has 2^27
 _SPLIT_SEED = 0  # the images held out of training are the same ones for every seed of a recipe
 _ONE_WAY = ("digits", "mnist")  # a mirrored 2 is not a 2
 
@@ -124,19 +126,31 @@ class _Middle:
 
 def make_loader(recipe: Recipe, images: Images, data: Any, batch_size: int, training: bool) -> DataLoader:
     """Batches of a data set. In training shuffled and mixed as the recipe says; the rest of an epoch that fills no
-    batch is then dropped: statistics of a few images would unsettle BatchNorm."""
+    batch is then dropped: statistics of a few images would unsettle BatchNorm.
+
+    On a GPU, small data sets are kept there and augmented there; workers have nothing to do then."""
     mix = MixUp(len(images.classes), recipe.mixup) if training and recipe.mixup else None
+    there = None if mix else _on_gpu(data, recipe.device)
     return DataLoader(
-        data,
+        there or data,
         batch_size,
         shuffle=training,
         drop_last=training,
-        num_workers=recipe.workers,
+        num_workers=0 if there else recipe.workers,
         workers=recipe.worker_kind,
         persistent_workers=bool(recipe.workers) and recipe.worker_kind == "process" and training,
         generator=recipe.seed,
         batch_transform=mix,
     )
+
+
+def _on_gpu(data: Any, where: str) -> Any:
+    """The data set kept on the GPU; None where it is not for a GPU, or does not suit."""
+    if isinstance(data, Subset):
+        whole = _on_gpu(data.dataset, where)
+        return whole and Subset(whole, data.indices)
+    suits = isinstance(data, ImageDataset) and isinstance(data.transform, Augment) and data.images.nbytes <= _ON_GPU
+    return data.on(where) if suits and device(where).type == "cuda" else None
 
 
 def _source(recipe: Recipe) -> tuple[str, str | None]:

@@ -1,0 +1,129 @@
+"""What follows a convolution in inference, before its output leaves the registers: act(y + b (+ z)).
+
+An epilogue is four arguments of the convolutions in this folder: the bias (K,), of no numbers where nothing follows; z,
+which lies like y (y itself where there is none); whether z is added; the floor of what is written, 0 for a ReLU, else
+-inf. Register tiles take it in `multiply_tile_then`, Winograd's outputs, without z, in `outputs_then`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..cpu.microkernel import INT64, Emitter, Tile, literal
+from ..cpu.transforms import grid, transformed
+from ..memory import to_nhwc
+from . import winograd
+
+
+def epilogue(y, b=None, z=None, relu=False):
+    """The four arguments for an output y (N, P, Q, K); z is logically (N, K, P, Q)."""
+    bias = np.empty(0, y.dtype) if b is None else np.array(b)
+    floor = y.dtype.type(0 if relu else -np.inf)
+    return bias, y if z is None else to_nhwc(z), z is not None, floor
+
+
+def raised(emitter: Emitter, value: Any, least: Any) -> Any:
+    """max(value, least), of vectors in the code that is being emitted; a NaN stays one."""
+    low = emitter.builder.fcmp_ordered("<=", value, least)
+    return emitter.builder.select(low, least, value)
+
+
+@intrinsic
+def multiply_tile_then(
+    typing_context,
+    a,
+    a_row,
+    a_step,
+    a_outer,
+    b,
+    b_step,
+    b_outer,
+    c,
+    c_row,
+    steps,
+    outer,
+    bias,
+    z,
+    z_row,
+    add,
+    floor,
+    rows,
+    vectors,
+    dtype,
+):
+    """`multiply_tile_2d`, that overwrites C, with an epilogue.
+
+    bias, z: the addresses of what belongs to the tile's first output; nothing follows where bias is 0. z_row: the
+    stride between rows of z.
+    """
+    if not literal(rows, vectors):
+        return None  # Numba asks again with literal types
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, bias, z, z_row, add, floor = args[:16]
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
+        with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(INT64, 0))):
+            for v in range(tile.vectors):
+                shift = tile.load(tile.at(bias, v * tile.width), tile.vector)
+                for row in tile.slots:
+                    builder.store(builder.fadd(builder.load(row[v]), shift), row[v])
+            with builder.if_then(add):
+                for i, row in enumerate(tile.slots):
+                    for v, slot in enumerate(row):
+                        skip = tile.load(tile.at(tile.at(z, i, z_row), v * tile.width), tile.vector)
+                        builder.store(builder.fadd(builder.load(slot), skip), slot)
+            least = tile.broadcast(floor)
+            for row in tile.slots:
+                for slot in row:
+                    builder.store(raised(tile, builder.load(slot), least), slot)
+        tile.write(c, c_row, cgutils.false_bit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 14, types.boolean, dtype.dtype, rows, vectors, dtype), emit
+
+
+@intrinsic
+def outputs_then(
+    typing_context,
+    source,
+    source_row,
+    source_col,
+    target,
+    target_row,
+    target_col,
+    bottom,
+    right,
+    scratch,
+    channels,
+    bias,
+    floor,
+    dtype,
+):
+    """Winograd's transform of M into a tile of y (see `transform_2d`), with an epilogue.
+
+    bottom, right: how much of the tile is inside y. scratch: what is outside is written there. bias: the address of
+    what belongs to the tile's first channel. Skips are not added here: read tile by tile, a few pixels of many rows,
+    they cost more than a pass over y afterwards (0.6 ms against 0.3 for 128x16x32x32).
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        source, (y, row, col, bottom, right, scratch, channels, bias, floor) = args[:3], args[3:12]
+        emitter, zero, patch = Emitter(builder, dtype.dtype), *(ir.Constant(INT64, n) for n in (0, winograd.PATCH))
+        least = emitter.broadcast(floor)
+        targets = grid(emitter, winograd.TILE, y, row, col, zero, bottom, zero, right, scratch)
+        whole = *source, zero, patch, zero, patch, zero
+        with transformed(emitter, winograd.OUTPUT, whole, channels) as (c, results):
+            shift = emitter.load(emitter.at(bias, c), emitter.vector)
+            for row, places in zip(results, targets, strict=True):
+                for result, place in zip(row, places, strict=True):
+                    emitter.store(raised(emitter, builder.fadd(result, shift), least), emitter.at(place, c))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11, dtype.dtype, dtype), emit
