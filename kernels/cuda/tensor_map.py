@@ -37,7 +37,9 @@ class TensorMap:
             raise ValueError(f"a box {self.box} for an array of {self.array.ndim} axes: one size per axis, at most 5")
         if len(self.every) != len(self.box) or self.every[0] != 1 or not all(1 <= s <= 8 for s in self.every):
             raise ValueError(f"steps {self.steps} of a box {self.box}: one per axis, 1 to 8, the first 1")
-        if not all(1 <= b for b in self.box) or not all(b * s <= 256 for b, s in zip(self.box, self.every, strict=True)):
+        if not all(1 <= b for b in self.box) or not all(
+            b * s <= 256 for b, s in zip(self.box, self.every, strict=True)
+        ):
             raise ValueError(f"box {self.box} with steps {self.every}: each side, times its step, is 1 to 256")
         if self.swizzle not in SWIZZLES:
             raise ValueError(f"swizzle {self.swizzle!r}: one of {', '.join(SWIZZLES)}")
@@ -70,7 +72,9 @@ def made_by_driver(tensor: TensorMap) -> np.ndarray:
         *map(ctypes.c_int, (0, SWIZZLES[tensor.swizzle], _PROMOTE_128, 0)),  # no interleaving; zeros outside
     )
     if code:
-        raise RuntimeError(f"cuTensorMapEncodeTiled refuses {array.shape} {array.dtype}, box {tensor.box}: error {code}")
+        raise RuntimeError(
+            f"cuTensorMapEncodeTiled refuses {array.shape} {array.dtype}, box {tensor.box}: error {code}"
+        )
     return np.frombuffer(buffer.raw[begin : begin + BYTES], np.dtype((np.void, BYTES))).copy()
 
 
