@@ -61,9 +61,9 @@ def test_every_kernel_compiles_for_every_arch_without_spills():
 
 
 TRAINING = """
-accumulate add_fprop avgpool2d_bwd avgpool2d_fprop batchnorm2d_bwd batchnorm2d_fprop_infer batchnorm2d_fprop_train
-conv2d_bias_act conv2d_dgrad conv2d_fprop conv2d_wgrad linear_dgrad linear_fprop linear_wgrad maxpool2d_bwd
-maxpool2d_fprop relu_bwd relu_fprop sgd_step softmax_cross_entropy_bwd softmax_cross_entropy_fprop
+accumulate adamw_step add_fprop avgpool2d_bwd avgpool2d_fprop batchnorm2d_bwd batchnorm2d_fprop_infer
+batchnorm2d_fprop_train conv2d_bias_act conv2d_dgrad conv2d_fprop conv2d_wgrad linear_dgrad linear_fprop linear_wgrad
+maxpool2d_bwd maxpool2d_fprop relu_bwd relu_fprop sgd_step softmax_cross_entropy_bwd softmax_cross_entropy_fprop unscale
 """.split()
 
 

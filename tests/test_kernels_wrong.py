@@ -3,6 +3,7 @@
 import inspect
 
 import minires.kernels  # noqa: F401  (registers)
+import ml_dtypes
 import numpy as np
 import pytest
 from minires.kernels import registry
@@ -362,22 +363,63 @@ def one_hot_forgotten(dloss, log_probs, target):
 
 
 @wrong("sgd_step", "input changed")
-def weight_decay_added_to_the_gradient(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    step = dict(lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, first=first)
-    DEFINITION["sgd_step"](p, g, buf, weight_decay=weight_decay, **step)
+def weight_decay_added_to_the_gradient(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    step = dict(momentum=momentum, dampening=dampening, nesterov=nesterov, first=first)
+    DEFINITION["sgd_step"](lr, found, *tensors, weight_decay=weight_decay, **step)
+    g = tensors[len(tensors) // (3 if momentum else 2)]
     memory = g if g.base is None else g.base
     memory += 1
 
 
 @wrong("sgd_step", "wrong value")
-def result_returned_and_not_written(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    return p - lr * g
+def result_returned_and_not_written(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    return [t - lr[0] for t in tensors]
 
 
 @wrong("sgd_step", "wrong value")
-def dampened_from_the_first_step(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    step = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
-    DEFINITION["sgd_step"](p, g, buf, **step, dampening=dampening or 0.5, first=False)
+def dampened_from_the_first_step(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    step = dict(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    DEFINITION["sgd_step"](lr, found, *tensors, **step, dampening=dampening or 0.5, first=False)
+
+
+@wrong("sgd_step", "wrong value")
+def a_step_in_spite_of_what_was_found(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    step = dict(momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, first=first)
+    DEFINITION["sgd_step"](lr, None, *tensors, **step)
+
+
+@wrong("sgd_step", "wrong value")
+def the_first_tensor_left_out(lr, found, *tensors, momentum, dampening, weight_decay, nesterov, first):
+    step = dict(momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, first=first)
+    some = [t for i, t in enumerate(tensors) if i % (len(tensors) // (3 if momentum else 2))]
+    DEFINITION["sgd_step"](lr, found, *some, **step)
+
+
+@wrong("unscale", "wrong value")
+def only_nan_found(inverse_scale, found, *gradients):
+    for g in gradients:
+        found[0] = 1 if np.isnan(g).any() else found[0]
+        g *= inverse_scale[0]
+
+
+@wrong("adamw_step", "wrong value")
+def bias_correction_forgotten(factors, found, *tensors, beta1, beta2, eps, penalty, amsgrad):
+    settings = dict(beta1=beta1, beta2=beta2, eps=eps, penalty=penalty, amsgrad=amsgrad)
+    DEFINITION["adamw_step"](factors * [1, 0, 1] + [0, 1, 0], found, *tensors, **settings)
+
+
+@wrong("augment", "wrong value")
+def mirrored_before_the_crop(images, rows, places, scale, shift, border, *, padding, dtype):
+    window = dict(padding=padding, dtype=dtype)
+    places = places.copy()
+    places[:, 1] = np.where(places[:, 2], 2 * padding - places[:, 1], places[:, 1])
+    return DEFINITION["augment"](images, rows, places, scale, shift, border, **window)
+
+
+@wrong("cast", "wrong value")
+def cut_off_and_not_rounded(x, *, dtype):
+    eps = float(ml_dtypes.finfo(dtype).eps)
+    return (x * (1 - eps / 2)).astype(dtype) if np.dtype(dtype).itemsize < x.dtype.itemsize else x.astype(dtype)
 
 
 @pytest.mark.parametrize("kernel, failure", WRONG)
@@ -396,7 +438,8 @@ def test_bound_is_sharp(problem):
 
 def _nudged(problem, units):
     def nudged(*arrays, **params):
-        dtype = next(a.dtype for a in arrays if a is not None and a.dtype.kind == "f")
+        of_arrays = (a.dtype for a in arrays if a is not None and a.dtype.kind == "f")
+        dtype = np.dtype(params.get("dtype") or next(of_arrays, None))  # None: no floats, so it does not matter
         doubles = [a if a is None or a.dtype.kind != "f" else a.astype(np.float64) for a in arrays]
         outputs, scales = problem.reference(*doubles, **params), problem.error_scale(*doubles, **params)
         if not isinstance(outputs, tuple):

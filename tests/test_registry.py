@@ -164,9 +164,9 @@ def test_autotune_measures_once_per_shape_and_remembers():
 
 def test_autotune_leaves_the_arguments_alone():
     p, g = np.ones(3, np.float32), np.ones(3, np.float32)
-    step = dict(lr=0.1, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False)
+    step = dict(momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False)
     with dispatch.autotune():
-        dispatch.run("sgd_step", p, g, None, **step)
+        dispatch.run("sgd_step", np.full(1, 0.1, np.float32), None, p, g, **step)
     np.testing.assert_allclose(p, 0.9, rtol=1e-6)
 
 

@@ -42,8 +42,8 @@ CASES = (
     _case("wide_padding", 2, 3, (3, 3), c=4, padding=5),
     _case("float16", 4, 5, (5, 7), padding=2, dtype="float16"),
     _case("bfloat16", 4, 5, (7, 6), padding=1, dtype="bfloat16"),
-    _case("several_blocks", 20, 17, (16, 16), padding=4),
     _case("no_images", 3, 0, (4, 4)),
+    _case("several_blocks", 20, 17, (16, 16), padding=4),
     _case("cifar", 50_000, 128, (32, 32), padding=4, tags=BENCH),
 )
 

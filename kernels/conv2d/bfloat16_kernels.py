@@ -17,12 +17,13 @@ from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
+from ..cpu.vectors import load, splat, store_as, where
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .direct_kernels import padded, residues_are_convolutions
 from .numba_kernels import residues
 from .packing import pack
-from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
+from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 _ROWS = 8  # of a tile of two vectors
 _NARROW_ROWS = 16  # of a tile of one: as many sums under way
@@ -31,7 +32,7 @@ _DTYPES = ("bfloat16",)
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return groups == 1 and dilation[1] == 1 and x.shape[1] % 2 == 0 and w.shape[0] % _LANES == 0
+    return groups == 1 and dilation[1] == 1 and w.shape[0] % _LANES == 0
 
 
 @kernel(
@@ -43,11 +44,55 @@ def _fprop_supports(x, w, *, stride, padding, dilation, groups):
     note="no patches, products of pairs of channels",
 )
 def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
-    x = to_nhwc(x)
+    return _convolve(x, w, stride, padding, dilation, *_nothing(x))
+
+
+def _bias_act_supports(x, w, b, z, *, relu, **params):
+    return _fprop_supports(x, w, **params)
+
+
+@kernel(
+    CONV2D_BIAS_ACT,
+    device="cpu",
+    step=4,
+    supports=_bias_act_supports,
+    dtypes=_DTYPES,
+    note="fprop_direct_bfloat16; each tile gets bias, skip and ReLU before it is rounded",
+)
+def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    skip = _nothing(x)[1] if z is None else bits(to_nhwc(z))
+    return _convolve(x, w, stride, padding, dilation, cast(b, np.float32), skip, relu)
+
+
+def _nothing(x):
+    """No bias, no skip, no ReLU."""
+    return np.zeros(0, np.float32), np.zeros((x.shape[0], 0, 0, 0), np.uint16), False
+
+
+def _convolve(x, w, stride, padding, dilation, bias, z, relu):
+    x, w = to_nhwc(x), cast(w, np.float32)
+    if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
+        x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(cast(w, np.float32), False)), bits(memory), w.shape[3], stride, padding, dilation[0])
+    _fprop(bits(x), _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], bias, z, relu)
     return y
+
+
+def _one_channel_more(x):
+    wider = empty((*x.shape[:3], x.shape[3] + 1), x.dtype)
+    _widen_pixels(bits(x).reshape(-1, x.shape[3]), bits(wider).reshape(-1, wider.shape[3]))
+    return wider
+
+
+@njit(parallel=True)
+def _widen_pixels(x, wider):
+    n, block = len(x), 4096
+    for b in prange((n + block - 1) // block):
+        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, n)):
+            for l in range(x.shape[1]):
+                wider[i, l] = x[i, l]
+            wider[i, x.shape[1]] = 0
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
@@ -69,7 +114,7 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     panels = pack(cast(w, np.float32), True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
         chosen = _paired(panels[:, r_taps][:, :, s_taps])
-        _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
+        _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *_nothing(dy))
     return dx
 
 
@@ -94,18 +139,18 @@ def _pair_rows(first, second, pairs):
 
 
 @njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation):
+def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
     for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation)
+        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
 
 
 @njit()
-def _fprop_image(x, panels, y, taps, stride, padding, dilation):
+def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     wide, size = width > _LANES, x.itemsize
     height = _ROWS if wide else _NARROW_ROWS
-    tile = np.empty((height, width), x.dtype)
+    tile, sums = np.empty((height, width), x.dtype), np.empty((height, width), np.float32)
     step, line = stride[1] * c, rows.shape[1] * c
     for j in range(n_panels):
         w = panels[j].ctypes.data
@@ -115,6 +160,21 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation):
                 a = rows.ctypes.data + (p * stride[0] * line + q * step) * size
                 place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * size
                 out, out_row = (place, y.strides[1] // size) if whole else (tile.ctypes.data, width)
+                if bias.size:
+                    if wide:
+                        multiply_pairs_2d(
+                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
+                            sums.ctypes.data, width, run, r_size, False, _ROWS, 2, sums.dtype,
+                        )  # fmt: skip
+                    else:
+                        multiply_pairs_2d(
+                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
+                            sums.ctypes.data, width, run, r_size, False, _NARROW_ROWS, 1, sums.dtype,
+                        )  # fmt: skip
+                    for m in range(min(height, q_size - q)):
+                        skip = z[p, q + m, j * width :] if z.size else z[:0, 0, 0]
+                        _finish(sums[m], bias[j * width :], skip, relu, y[p, q + m, j * width :])
+                    continue
                 if wide:
                     multiply_pairs_2d(
                         a, step // 2, 1, dilation * line // 2, w, width, run * width,
@@ -134,3 +194,16 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation):
                     for m in range(q_size - q):
                         for l in range(width):
                             y[p, q + m, j * width + l] = tile[m, l]
+
+
+@njit(inline=True)
+def _finish(sums, bias, z, relu, y):
+    """y = act(sums + bias + z), rounded."""
+    zero = splat(np.float32(0), _LANES, sums.dtype)
+    for l in range(0, sums.size, _LANES):
+        v = load(sums[l:].ctypes.data, _LANES, sums.dtype) + load(bias[l:].ctypes.data, _LANES, bias.dtype)
+        if z.size:
+            v = v + load(z[l:].ctypes.data, _LANES, z.dtype)
+        if relu:
+            v = where(v <= zero, zero, v)  # a NaN stays
+        store_as(y[l:].ctypes.data, v, y.dtype)
