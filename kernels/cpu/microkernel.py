@@ -220,7 +220,7 @@ class Tile(Emitter):
                 self.store(builder.load(slot), address)
 
 
-class _PairTile(_Tile):
+class _PairTile(Tile):
     """The tile whose numbers are pairs of bfloat16, loaded and broadcast as the float32 whose memory they take."""
 
     def add_product(self, total, x, y):
