@@ -6,11 +6,14 @@ Every unit of work runs in a process of its own, because a fault on a GPU spoils
 JSON in the report as soon as it is done: interrupted, run out of time or crashed, the next call goes on with what is
 missing. Units that are done are kept as long as commit and GPU are the same. `--dry-run` lists the units.
 
-    conformance  every kernel's test cases on the GPU and in the interpreter: are the results equal, bit for bit?
+    primitives   single instructions in the interpreter and on the GPU; its answers are kept as golden outputs for CI
     check        every kernel's test cases on the GPU against the float64 definition, in every layout
+    replays      1,000 replays of a training step as a CUDA graph beside steps without: equal, bit for bit?
     blocks       bottlenecks of ResNet-50 forward and backward: ours fused and not, PyTorch's, cuDNN's fused and not
-    layers       convolutions of ResNets: ours, cuDNN's best plan (nvidia-cudnn-frontend), checked before timed
     training     training steps beside PyTorch, each library in its process
+    layers       convolutions of ResNets: ours, cuDNN's best plan (nvidia-cudnn-frontend), checked before timed
+    conformance  every kernel's test cases on the GPU and in the interpreter: are the results equal, bit for bit?
+    inference    forward passes beside PyTorch, each library in its process
     end_to_end   ResNet-20 on CIFAR-10 images, from files to accuracy
 
 What is compared is timed in turn by events on the GPU, with the second-level cache emptied before each call.
@@ -27,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gpu_units import SECTIONS, gpu_name, run_unit
-from .provenance import RESULTS, provenance
+from .gpu_units import SECTIONS, driver, gpu_name, run_unit
+from .provenance import ON_GPU, RESULTS, provenance, versions
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Report:
         return {line["unit"] for line in self.lines if all(line[key] == self.where[key] for key in same) and line["ok"]}
 
     def add(self, unit: Unit, ok: bool, seconds: float, rows: list[dict[str, Any]], error: str = "") -> None:
-        line = {"unit": unit.name, "ok": ok, "seconds": round(seconds, 1), **self.where, "rows": rows, "error": error}
+        line: dict[str, Any] = {"unit": unit.name, "ok": ok, "seconds": round(seconds, 1), **self.where}
+        line |= {"clocks": clocks(), "rows": rows, "error": error}
         self.lines.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
@@ -99,6 +103,16 @@ def go(
         for row in rows:
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return failed
+
+
+def clocks() -> str:
+    """Clocks, power and temperature of the first GPU right now, as nvidia-smi prints them; "" without it."""
+    asked = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
+    try:
+        command = ["nvidia-smi", "--id=0", f"--query-gpu={asked}", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def in_process(unit: Unit, seconds: float) -> tuple[bool, list[dict[str, Any]], str]:
@@ -138,7 +152,7 @@ def main(arguments: list[str]) -> int:
         return 0
     gpu = gpu_name()
     path = Path(options.get("--output", RESULTS / f"gpu-{gpu.lower().replace(' ', '-')}.jsonl"))
-    report = Report(path, provenance(1) | {"gpu": gpu})
+    report = Report(path, provenance(1) | versions(ON_GPU) | {"gpu": gpu, "driver": driver()})
     failed = go(report, todo, 60 * float(options.get("--budget", 20)), in_process)
     print(f"{len(report.done())} of {len(todo)} units done, {failed} failed now; written to {path}")
     return 1 if failed else 0

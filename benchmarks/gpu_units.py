@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,12 @@ from minires.kernels.timing import timing  # pyright: ignore[reportMissingImport
 
 from .cudnn_peer import cudnn_conv
 from .gpu_blocks import BLOCKS, blocks
+from .gpu_primitives import PRIMITIVES, primitives
+from .gpu_steps import REPLAYS, inference, inference_names, replays, training, training_names
 
 Row = dict[str, Any]
+_DRAWN = (1 << 24) - 3  # numbers drawn on the host, repeated from there on at no round distance
 _L2 = 256 << 20  # bytes written between calls: more than any second-level cache
-_LEARNING: dict[str, Any] = dict(lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 # Convolutions of ResNet-50 at batch 256 and of ResNet-20 at batch 128: C, H = W, K, R = S, stride.
 RESNET50 = {
@@ -64,6 +65,13 @@ def gpu_name() -> str:
 
     xp: Any = array_module(device("cuda"))
     return xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
+def driver() -> str:
+    """The newest CUDA that the driver knows, such as "13.0"."""
+    cupy: Any = importlib.import_module("cupy")
+    major, rest = divmod(cupy.cuda.runtime.driverGetVersion(), 1000)
+    return f"{major}.{rest // 10}"
 
 
 def _kernel_names() -> list[str]:
@@ -167,12 +175,16 @@ def layers(argument: str) -> Iterator[Row]:
 
 def _conv_inputs(cupy: Any, direction: str, dtype: str, n: int, c: int, size: int, k: int, taps: int, stride: int):
     """(arrays, params, flops), activations channels-last in memory, random and of a size that keeps sums near 1."""
-    pad, rng = taps // 2, cupy.random.default_rng(0)
+    pad, rng = (
+        taps // 2,
+        np.random.default_rng(0),
+    )  # NumPy's: CuPy's generator needs cuRAND, which is not ours to ask for
     p = (size + 2 * pad - taps) // stride + 1
 
     def draw(*shape: int, scale: float = 1.0) -> Any:
-        values = (scale * rng.standard_normal(shape, dtype=np.float32)).astype(np.dtype(dtype))
-        return values.transpose(0, 3, 1, 2)
+        few = rng.standard_normal(min(math.prod(shape), _DRAWN), dtype=np.float32)
+        values = cupy.tile(cupy.asarray(scale * few), -(-math.prod(shape) // few.size))[: math.prod(shape)]
+        return values.astype(np.dtype(dtype)).reshape(shape).transpose(0, 3, 1, 2)
 
     x, dy = (lambda: draw(n, size, size, c)), (lambda: draw(n, p, p, k))
     w = cupy.ascontiguousarray(draw(k, taps, taps, c, scale=(c * taps * taps) ** -0.5))
@@ -207,124 +219,37 @@ def on_gpu(cupy: Any, calls: dict[str, Callable[[], Any]], seconds: float, least
     return {name: timing(s) for name, s in samples.items()}
 
 
-TRAINING = {"resnet20:128": 32, "resnet20:512": 32, "resnet18:256": 224, "resnet50:64": 224, "resnet50:256": 224}
-LIBRARIES = (
-    "minires",
-    "minires_amp",
-    "minires_amp_graph",
-    "minires_amp_one_op_graph",
-    "torch",
-    "torch_amp",
-    "torch_amp_compiled",
-)
-
-
-def training(argument: str) -> Iterator[Row]:
-    """Images per second of training steps of one library: forward, backward, SGD, on images that are on the GPU.
-
-    amp: bfloat16 by autocast. graph: the step replayed as a CUDA graph. one_op: the blocks' convolutions with their
-    BatchNorms as one op."""
-    library, model, batch = argument.split(":")
-    ours = library.startswith("minires")
-    if not ours and importlib.util.find_spec("torch") is None:
-        yield {"library": library, "model": model, "skipped": "PyTorch is not installed"}
-        return
-    size, n = TRAINING[f"{model}:{batch}"], int(batch)
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((n, 3, size, size)).astype(np.float32)
-    labels = rng.integers(0, 10, n)
-    step, wait, version = (_our_step if ours else _torch_step)(library, model, images, labels)
-    losses = [float(step()) for _ in range(3)]
-    wait()
-    samples = []
-    stop = time.perf_counter() + 10
-    while len(samples) < 5 or time.perf_counter() < stop:
-        begin = time.perf_counter()
-        for _ in range(5):
-            loss = step()
-        wait()
-        samples.append((time.perf_counter() - begin) / 5)
-    t = timing(samples)
-    row = {"library": library, "model": model, "batch": n, "n": t.n, "images_per_s": round(n / t.median, 1)}
-    yield row | {"first_losses": [round(v, 4) for v in losses], "last_loss": round(float(loss), 4), "version": version}
-
-
-def _our_step(library: str, model: str, images: np.ndarray, labels: np.ndarray):
-    import minires
-
-    cupy: Any = importlib.import_module("cupy")
-    minires.manual_seed(0)
-    options: dict[str, Any] = dict(num_classes=10 if model == "resnet20" else 1000, one_op_blocks="one_op" in library)
-    net = minires.models.create_model(model, **options).to("cuda")
-    optimizer = minires.optim.SGD(net.parameters(), **_LEARNING)
-    x, target = minires.from_numpy(images).to("cuda"), minires.from_numpy(labels).to("cuda")
-
-    def step(x: Any, target: Any) -> Any:
-        optimizer.zero_grad()
-        with minires.autocast("cuda", dtype=minires.bfloat16, enabled="amp" in library):
-            loss = minires.nn.functional.cross_entropy(net(x), target)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    run = minires.cuda.make_graphed_step(step) if library.endswith("graph") else step
-    return lambda: run(x, target).array, cupy.cuda.Device().synchronize, importlib.metadata.version("minires")
-
-
-def _torch_step(library: str, model: str, images: np.ndarray, labels: np.ndarray):
-    from .torch_resnet import resnet
-
-    torch: Any = importlib.import_module("torch")
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    net = resnet(torch, model)
-    net = net.cuda().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), **_LEARNING)
-    x = torch.from_numpy(images).cuda().to(memory_format=torch.channels_last)
-    target, run = torch.from_numpy(labels).cuda(), net
-    if library.endswith("compiled"):
-        run = torch.compile(net, mode="max-autotune")
-
-    def step() -> Any:
-        with torch.autocast("cuda", torch.bfloat16, enabled="amp" in library):
-            loss = torch.nn.functional.cross_entropy(run(x), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step, torch.cuda.synchronize, torch.__version__
-
-
 def end_to_end(argument: str) -> Iterator[Row]:
     """`minires train` of a shipped recipe on the GPU; the images come from $MINIRES_DATA, decoded first."""
     from minires.train.loop import train
     from minires.train.recipe import load_recipe
 
-    recipe, seed = argument.split(":")
+    recipe, seed, precision = argument.split(":")
     data = Path(os.environ.get("MINIRES_DATA", ".")) / "cifar10-jpg.tar.xz"
     if not data.exists():
         yield {"recipe": recipe, "skipped": "MINIRES_DATA names no folder with cifar10-jpg.tar.xz"}
         return
-    out = Path(os.environ.get("MINIRES_RUNS", "runs")) / f"gpu-report-{recipe}-{seed}-{os.getpid()}"
-    changes = dict(dataset="folder", data_dir=str(data), device="cuda", seed=int(seed), out=str(out))
-    summary = train(load_recipe(recipe, changes))
-    row = {"recipe": recipe, "seed": int(seed), "test_accuracy": summary.test_accuracy, "seconds": summary.seconds}
-    yield row | {"images_per_s": summary.images_per_second, "steps": summary.steps}
-
-
-def _training_names() -> list[str]:
-    return [f"{library}:{setup}" for setup in TRAINING for library in LIBRARIES]
+    out = Path(os.environ.get("MINIRES_RUNS", "runs")) / f"gpu-report-{recipe}-{seed}-{precision}-{os.getpid()}"
+    changes: dict[str, Any] = dict(dataset="folder", data_dir=str(data), device="cuda", seed=int(seed), out=str(out))
+    notes: list[str] = []
+    summary = train(load_recipe(recipe, changes | dict(precision=precision, cuda_graphs=True)), on_note=notes.append)
+    row = {"recipe": recipe, "seed": int(seed), "precision": precision, "test_accuracy": summary.test_accuracy}
+    row |= {"seconds": summary.seconds, "images_per_s": summary.images_per_second, "steps": summary.steps}
+    yield row | {"notes": [note for note in notes if "CUDA graphs" in note]}
 
 
 SECTIONS = {
-    "conformance": Section(_kernel_names, conformance, 300),
+    "primitives": Section(lambda: list(PRIMITIVES), primitives, 60),
     "check": Section(_kernel_names, check, 120),
+    "replays": Section(lambda: list(REPLAYS), replays, 240),
     "blocks": Section(lambda: list(BLOCKS), blocks, 240),
+    "training": Section(training_names, training, 240),
     "layers": Section(_layer_names, layers, 90),
-    "training": Section(_training_names, training, 240),
-    "end_to_end": Section(lambda: ["cifar10-short:0", "cifar10-short:1"], end_to_end, 900),
+    "conformance": Section(_kernel_names, conformance, 300),
+    "inference": Section(inference_names, inference, 180),
+    "end_to_end": Section(
+        lambda: ["cifar10-short:0:bf16", "cifar10-short:0:fp32", "cifar10-short:1:bf16"], end_to_end, 900
+    ),
 }
 
-__all__ = ["SECTIONS", "Section", "gpu_name", "on_gpu", "run_unit"]
+__all__ = ["SECTIONS", "Section", "driver", "gpu_name", "on_gpu", "run_unit"]

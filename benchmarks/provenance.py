@@ -14,6 +14,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("minires", "numpy", "numba", "torch", "onnxruntime", "openvino")
+ON_GPU = ("cupy-cuda13x", "cupy-cuda12x", "nvidia-cuda-nvrtc", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "triton")
 
 
 def cpu_name() -> str:
@@ -29,12 +30,6 @@ def cpu_name() -> str:
 
 def provenance(threads: int) -> dict[str, str]:
     """The columns that say where and of what a row was measured."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = ""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
@@ -42,9 +37,20 @@ def provenance(threads: int) -> dict[str, str]:
         "threads": str(threads),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions,
+        **versions(PACKAGES),
         "commit": _commit(),
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Their versions; "" for one that is not installed."""
+    found = dict.fromkeys(packages, "")
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
 
 
 def _commit() -> str:

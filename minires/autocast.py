@@ -45,7 +45,9 @@ FLOAT32 = frozenset(
     ]
 )
 _DEFAULTS = {"cpu": "bfloat16", "cuda": "float16"}
-P, R, F = ParamSpec("P"), TypeVar("R"), TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class autocast:

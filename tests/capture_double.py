@@ -92,8 +92,13 @@ class _Seen:
         root = self.root()
         if root is None:
             raise CUDARuntimeError(f"cudaErrorIllegalAddress: a replay reads {self.dtype} {self.shape}, freed since")
-        flat = np.lib.stride_tricks.as_strided(root, (root.nbytes // root.itemsize,), (root.itemsize,))
-        return np.ndarray(self.shape, self.dtype, flat.view(np.uint8), self.offset, self.strides)
+        return view_of(root, self.shape, self.dtype, self.strides, self.offset)
+
+
+def view_of(root, shape, dtype, strides, offset):
+    """An array in the memory of another one, which is a single run."""
+    flat = np.lib.stride_tricks.as_strided(root, (root.nbytes // root.itemsize,), (root.itemsize,))
+    return np.ndarray(shape, dtype, flat.view(np.uint8), offset, strides)
 
 
 def _there(value):

@@ -13,7 +13,7 @@ import sys
 import types
 
 import numpy as np
-from capture_double import IN_PLACE, CUDARuntimeError, Streams
+from capture_double import IN_PLACE, CUDARuntimeError, Streams, view_of
 from minires.kernels.cuda import launch as launches
 from minires.kernels.cuda.tensor_map import TensorMap
 from minires.kernels.interpreter import interpret
@@ -32,8 +32,8 @@ class ndarray:
 
     __array_priority__ = 100
 
-    def __init__(self, host):
-        self._host = host
+    def __init__(self, host, dtype=None, memptr=None, strides=None):
+        self._host = host if memptr is None else memptr.view(host, dtype, strides)
 
     shape, strides, dtype, ndim, size, nbytes, itemsize = (
         property(lambda self, name=name: getattr(self._host, name))
@@ -44,7 +44,7 @@ class ndarray:
         property(lambda self, name=name: _wrap(getattr(self._host, name))) for name in ("real", "imag", "T")
     )
     device = property(lambda self: types.SimpleNamespace(id=0))
-    data = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
+    data = property(lambda self: _Pointer(self._host))
     base = property(lambda self: None if self._host.base is None else self._host.base)
 
     def __array__(self, *args, **kwargs):
@@ -101,6 +101,22 @@ class ndarray:
 
     def fill(self, value):
         _in_place(np.ndarray.fill, "fill", self, value)
+
+
+class _Pointer:
+    """cupy.cuda.MemoryPointer."""
+
+    def __init__(self, host, offset=0):
+        self.host, self.offset, self.ptr = host, offset, host.__array_interface__["data"][0] + offset
+
+    def __add__(self, offset):
+        return _Pointer(self.host, self.offset + offset)
+
+    def view(self, shape, dtype, strides):
+        root = self.host
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        return view_of(root, shape, dtype, strides, self.ptr - root.__array_interface__["data"][0])
 
 
 def _read(array):
@@ -218,7 +234,12 @@ class _Module(types.ModuleType):
     def __init__(self, real):
         super().__init__("cupy")
         self.__spec__, self._real, self.ndarray = real.__spec__, real, ndarray
-        runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
+        runtime = types.SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            CUDARuntimeError=CUDARuntimeError,
+            driverGetVersion=lambda: 13000,
+            getDeviceProperties=lambda index: {"name": b"stand-in"},
+        )
         self.cuda = types.SimpleNamespace(runtime=runtime, Device=_Device, nvrtc=real.cuda.nvrtc, **vars(streams.names))
         assert all(hasattr(real.cuda, name) for name in vars(streams.names))
         self.get_default_memory_pool = lambda: streams.default

@@ -1,6 +1,5 @@
 """The report for a machine with a GPU, as far as it goes without one: its units, its budget, its resumption."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -70,14 +69,8 @@ def test_the_units_are_there(capsys):
     assert main(["--dry-run"]) == 0
     assert "conformance/conv2d_fprop:fprop_tensor" in capsys.readouterr().out
     first = {name.partition("/")[0]: i for i, name in reversed(list(enumerate(names)))}
-    assert sorted(first, key=first.__getitem__) == [
-        "conformance",
-        "check",
-        "blocks",
-        "layers",
-        "training",
-        "end_to_end",
-    ]
+    order = "primitives check replays blocks training layers conformance inference end_to_end"
+    assert sorted(first, key=first.__getitem__) == order.split()
 
 
 def test_without_a_gpu_it_says_so():
@@ -106,12 +99,10 @@ def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
     except RuntimeError as error:
         pytest.skip(str(error))
     install(monkeypatch)
-    cupy = importlib.import_module("cupy")
     monkeypatch.setitem(gpu_units.RESNET50, "same56", (8, 5, 16, 3, 2))
     monkeypatch.setitem(gpu_units.BATCH, "same56", 2)
     monkeypatch.setattr(gpu_units, "on_gpu", lambda xp, calls, seconds: {n: gpu_units.timing([1.0]) for n in calls})
     monkeypatch.setattr(gpu_units, "cudnn_conv", lambda *a: ({}, "not here"))
-    cupy.random = type("random", (), {"default_rng": staticmethod(_Generator)})
     rows = list(gpu_units.layers(f"same56:{direction}:{dtype}"))
     assert {row["kernel"] for row in rows} == (
         {f"{direction}_{name}" for name in ("implicit", "vectorised", "tf32", "3xtf32")}
@@ -145,16 +136,6 @@ def test_blocks_agree_on_the_stand_in(monkeypatch):
     assert not any("wrong_by" in row for row in rows), rows
     sides = {row["side"]: row for row in rows}
     assert sides["line"]["over_one_op"] == 1 and sides["cudnn"]["note"] == sides["cudnn_fused"]["note"] == "not here"
-
-
-class _Generator:
-    def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
-
-    def standard_normal(self, shape, dtype):
-        from device_double import _wrap
-
-        return _wrap(self.rng.standard_normal(shape, dtype))
 
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
@@ -228,3 +209,147 @@ def test_refused_plans_are_told_and_errors_of_the_device_propagate():
     broken = _Device(broken=True)
     with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
         plans(broken, broken, broken, {}, None)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """CuPy's place is taken; networks are small, and measured for no time."""
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+    from device_double import install
+    from minires.kernels.cuda import compile as compiler
+
+    import minires
+    from benchmarks import gpu_steps
+    from minires import nn
+
+    try:
+        compiler.supported_archs()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    install(monkeypatch)
+
+    def network(model, one_op=False):
+        minires.manual_seed(0)
+        conv, bn = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        return nn.Sequential(conv, bn, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).to("cuda")
+
+    monkeypatch.setattr(gpu_steps, "network", network)
+    monkeypatch.setattr(gpu_steps, "_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_steps, "_SAMPLES", 1)
+    monkeypatch.setattr(gpu_steps, "STEPS", 3)
+    monkeypatch.setitem(gpu_steps.SETUPS, "resnet20:128", 6)
+    real = gpu_steps._batch
+    monkeypatch.setattr(gpu_steps, "_batch", lambda n, size, seed=0: real(4, 6, seed))
+    monkeypatch.setattr(nn, "fuse_for_inference", lambda net: net)  # of ResNets
+    return gpu_steps
+
+
+def test_training_and_inference_run_on_the_stand_in(stand_in):
+    firsts = {}
+    for run, libraries in ((stand_in.training, stand_in.TRAINERS), (stand_in.inference, stand_in.PREDICTORS)):
+        for library in (library for library in libraries if library.startswith("minires")):
+            (row,) = run(f"{library}:resnet20:128")
+            assert row["images_per_s"] > 0 and row["n"] >= 1
+            firsts[run.__name__, library] = row["first"], row["last"]
+    for name in ("training", "inference"):
+        plain = firsts[name, "minires"]
+        assert firsts[name, "minires_graph" if name == "training" else "minires_fused_graph"] == plain
+        np.testing.assert_allclose(firsts[name, "minires_amp"][0], plain[0], atol=0.05)
+    assert firsts["training", "minires_amp_graph"] == firsts["training", "minires_amp"]
+
+
+def test_a_figure_without_its_graph_is_no_figure(stand_in, monkeypatch):
+    from minires import optim
+
+    monkeypatch.setattr(stand_in, "_LEARNING", dict(lr=0.1, trust=1e-3))
+    monkeypatch.setattr(optim, "SGD", lambda p, capturable, **s: optim.LARS(p, **s))
+    with pytest.raises(RuntimeError, match="CUDA graphs: this step cannot be captured"):
+        list(stand_in.training("minires_graph:resnet20:128"))
+
+
+@pytest.mark.parametrize("setup", ["fp32", "amp"])
+def test_replays_are_compared_on_the_stand_in(stand_in, setup):
+    (row,) = stand_in.replays(setup)
+    assert row["captured"] and row["weights_equal"] and row["first_different"] is None
+
+
+def test_replays_that_differ_fail_the_unit(stand_in, monkeypatch):
+    """The planted fault: the learning rate stays what it was at the capture."""
+    from minires.optim import sgd
+
+    monkeypatch.setattr(sgd, "fed", lambda value, shape, dtype, like: type(like)(np.full(shape, value(), dtype)))
+    with pytest.raises(RuntimeError, match="replays are not what steps without a graph are"):
+        list(stand_in.replays("fp32"))
+
+
+def test_end_to_end_asks_for_what_it_should(monkeypatch, tmp_path):
+    from benchmarks import gpu_units
+    from minires.train import loop
+
+    asked = []
+
+    def train(recipe, on_note):
+        asked.append(recipe)
+        on_note("CUDA graphs: a note")
+        return type("summary", (), dict(test_accuracy=0.9, seconds=1.0, images_per_second=2.0, steps=3))
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setenv("MINIRES_DATA", str(tmp_path))
+    assert "skipped" in next(gpu_units.end_to_end("cifar10-short:0:bf16"))
+    (tmp_path / "cifar10-jpg.tar.xz").touch()
+    (row,) = gpu_units.end_to_end("cifar10-short:1:bf16")
+    assert row["notes"] == ["CUDA graphs: a note"] and row["precision"] == "bf16"
+    assert asked[0].cuda_graphs and asked[0].seed == 1 and asked[0].dataset == "folder"
+
+
+def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
+    """A case of each, moved to arrays as strict as CuPy's and back, in float32 or what it takes first."""
+    from benchmarks import gpu_units
+
+    cases = gpu_units._test_cases
+    monkeypatch.setattr(gpu_units, "_test_cases", lambda kernel: cases(kernel)[:1])
+    checked = 0
+    for name in gpu_units._kernel_names():
+        (row,) = gpu_units.check(name)
+        checked += row["checks"]
+    assert checked > 100
+
+
+def test_conformance_on_the_stand_in(stand_in, monkeypatch):
+    import dataclasses
+
+    from device_double import _unwrap
+    from minires.kernels.cuda import launch as launches
+    from minires.kernels.interpreter import interpret
+
+    from benchmarks import gpu_units
+
+    def anywhere(launch):
+        interpret(dataclasses.replace(launch, args=tuple(_unwrap(a, host_too=True) for a in launch.args)))
+
+    monkeypatch.setattr(launches, "_executor", anywhere)
+    rows = list(gpu_units.conformance("relu_bwd:relu_bwd_cuda"))
+    assert all(row["bitwise_equal"] == row["cases"] for row in rows) and len(rows) >= 2
+
+
+def test_the_whole_script_runs_on_the_stand_in(stand_in, monkeypatch, tmp_path, capsys):
+    """From the command line to the file, a unit of each of some sections, in this process."""
+    from benchmarks import gpu_primitives, gpu_report
+
+    chosen = ["primitives/copies", "replays/fp32", "training/minires_graph:resnet20:128", "inference/minires:no:1"]
+    monkeypatch.setattr(gpu_primitives, "on_device", gpu_primitives.interpreted)
+    monkeypatch.setattr(gpu_report, "units", lambda: [Unit(*name.split("/", 1), 60) for name in chosen])
+
+    def here(unit, seconds):
+        try:
+            return True, list(gpu_report.run_unit(unit.name)), ""
+        except KeyError as error:
+            return False, [], repr(error)
+
+    monkeypatch.setattr(gpu_report, "in_process", here)
+    path = tmp_path / "report.jsonl"
+    assert main(["--budget", "5", "--output", str(path)]) == 1
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["unit"] for line in lines if line["ok"]] == chosen[:3] and lines[0]["gpu"] == "stand-in"
+    assert lines[0]["driver"] == "13.0" and "clocks" in lines[0]
+    assert "3 of 4 units done, 1 failed now" in capsys.readouterr().out

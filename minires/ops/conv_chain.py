@@ -122,7 +122,8 @@ def _fits(x: Tensor, residual: Tensor | None, weights: Any, norms: Any, windows:
     """Whether there are kernels for it, and no error to raise."""
     if x.ndim != 4 or any(w.ndim != 4 or w.dtype != x.dtype for w in weights):
         return False
-    n, hw, sizes = x.shape[0], x.shape[2:], [x.shape[1]]
+    n, c, hw = x.shape[0], x.shape[1], x.shape[2:]
+    sizes = [c]
     for w, norm, window in zip(weights, norms, windows, strict=True):
         parameters = [norm[name] for name in _PARAMETERS if norm[name] is not None]
         if not norm["training"] or norm["weight"] is None or norm["bias"] is None:
