@@ -15,6 +15,7 @@ import types
 import numpy as np
 from capture_double import IN_PLACE, CUDARuntimeError, Streams, view_of
 from minires.kernels.cuda import launch as launches
+from minires.kernels.cuda.tensor_map import TensorMap
 from minires.kernels.interpreter import interpret
 
 _CREATE_FROM_HOST = {"array", "asarray", "ascontiguousarray"}
@@ -187,6 +188,8 @@ def _wrap(result):
 def _unwrap(value, host_too=False):
     if isinstance(value, ndarray):
         return value._host
+    if isinstance(value, TensorMap):
+        return dataclasses.replace(value, array=_unwrap(value.array))
     if isinstance(value, np.ndarray) and not host_too:
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     if type(value) in (tuple, list):
