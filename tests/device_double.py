@@ -186,6 +186,8 @@ def _wrap(result):
 
 
 def _unwrap(value, host_too=False):
+    if isinstance(value, TensorMap):
+        return dataclasses.replace(value, array=_unwrap(value.array))
     if isinstance(value, ndarray):
         return value._host
     if isinstance(value, TensorMap):

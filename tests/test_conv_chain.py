@@ -7,6 +7,7 @@ import minires
 from minires import nn
 from minires.dispatch import observe
 from minires.engine import Tensor
+from minires.hooks import BranchGradHook
 from minires.models.blocks import BasicBlock, Bottleneck
 from minires.ops.conv_chain import conv_bn_chain
 from minires.state import unfused
@@ -141,6 +142,19 @@ def test_one_op_on_a_device_in_16_bits(half, monkeypatch):
         size = np.sqrt((want**2).mean())
         assert np.sqrt((off**2).mean()) < 8 * eps * size, name
         assert got[name].dtype == (dtype if name in ("y", "dx", "dz", "dw0", "dw1", "dw2") else np.float32), name
+
+
+def test_the_identity_path_of_a_block_is_seen():
+    block = BasicBlock(8, 8)
+    block.one_op = True
+    x = minires.randn(2, 8, 5, 5, requires_grad=True) * 1.0
+    with BranchGradHook() as hook:
+        block(x).sum().backward()
+    (join,) = hook.joins
+    assert [(share.op, share.slot, share.identity) for share in join.shares] == [
+        ("ConvBnChain", 0, False),
+        ("ConvBnChain", 1, True),
+    ]
 
 
 def test_the_flag_of_a_network():

@@ -13,6 +13,7 @@ pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[
 
 from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda.launch import Launch, by_value, executed_by, is_array
+from minires.kernels.cuda.tensor_map import TensorMap
 from minires.kernels.interpreter import Fault, run
 
 try:
@@ -92,16 +93,91 @@ FAULTS = [
         "    if (threadIdx.y < half)",
         "race",
     ),
+    (
+        "a stage released while it is read",
+        "conv2d_fprop/fprop_wgmma 3x3_many_channels",
+        "products_done<1>();",
+        "products_done<2>();",
+        "race|in flight",
+    ),
+    (
+        "a stage read before it is full",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "wait_for(full + s, step / STAGES & 1);",
+        "",
+        "race|in flight|uninitialised",
+    ),
+    (
+        "fewer bytes expected than come",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "arrive_and_expect(full + s, STAGE)",
+        "arrive_and_expect(full + s, A_BYTES)",
+        "race|in flight|bad use|deadlock",
+    ),
+    (
+        "the parity of the first turn",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "(turn & 1) ^ 1",
+        "turn & 1",
+        "deadlock",
+    ),
+    (
+        "barriers used before they are made",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "__syncthreads();",
+        "",
+        "race|uninitialised",
+    ),
+    (
+        "the descriptor's stride",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "64ull << 32",
+        "32ull << 32",
+        "wrong value",
+    ),
+    (
+        "the swizzle of the descriptor",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "1ull << 62",
+        "2ull << 62",
+        "bad descriptor",
+    ),
+    (
+        "rows and columns swapped",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "matrix(a + 32 * k), matrix(b + 32 * k)",
+        "matrix(b + 32 * k), matrix(a + 32 * k)",
+        "wrong value",
+    ),
+    (
+        "results beyond the image",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "if (q >= z.Q || p >= z.P || n >= z.N) continue;",
+        "",
+        "out of bounds|race|wrong value",
+    ),
+    (
+        "results read before the products are done",
+        "conv2d_fprop/fprop_wgmma vectors",
+        "products_done<0>();",
+        "",
+        "in flight",
+    ),
 ]
 
 
 @pytest.mark.parametrize("where, old, new, kinds", [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
 def test_a_fault_in_our_own_kernel_is_caught(where, old, new, kinds):
-    problem, name = where.split()
-    kernel = next(k for k in registry.kernels(problem, "cuda") if "bfloat16" in k.dtypes)
+    name = where.split()[1]
+    problem, _, own = where.split()[0].partition("/")
+    kernel = next(k for k in registry.kernels(problem, "cuda") if "bfloat16" in k.dtypes and own in k.name)
     case = next(c for c in kernel.problem.cases if c.name == name)
     assert seen(kernel, case, "bfloat16", "there is no such text", "") == "right"
     assert seen(kernel, case, "bfloat16", old, new) in kinds.split("|")
+
+
+def _bytes(value):
+    return np.asarray(by_value(value)).tobytes()
 
 
 def seen(kernel, case, dtype, old, new) -> str:
@@ -114,8 +190,7 @@ def seen(kernel, case, dtype, old, new) -> str:
         source = compiler.whole_source(Path(function.file))
         changed += old in source
         text = compiler.compile_ptx(source.replace(old, new), function.file.name, function.archs[0], function.options)
-        args = [a if is_array(a) else by_value(a) for a in launch.args]
-        args = [a if is_array(a) or not hasattr(a, "tobytes") else np.asarray(a).tobytes() for a in args]
+        args = [a if is_array(a) or isinstance(a, TensorMap) else _bytes(a) for a in launch.args]
         run(text, function.entry, launch.grid, launch.block, args, launch.shared)
 
     trial = Trial(kernel.problem, case, dtype)

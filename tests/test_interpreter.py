@@ -343,3 +343,39 @@ def test_many_blocks_run_in_several_waves():
 
 def test_half_a_module_header():
     assert parse(HEADER).functions == {}
+
+
+# A struct of addresses: one launch for many arrays
+
+_TABLE = entry(
+    """
+    .reg .b32 %t, %b, %v; .reg .b64 %at, %from, %to; .reg .pred %some;
+    mov.u32 %t, %tid.x; mov.u32 %b, %ctaid.x;
+    setp.ge.u32 %some, %t, 20; @%some bra done;
+    mul.wide.u32 %at, %b, 8; mov.b64 %from, table; add.s64 %at, %from, %at;
+    ld.param.u64 %from, [%at]; ld.param.u64 %to, [%at+24];
+    mul.wide.u32 %at, %t, 4; add.s64 %from, %from, %at; add.s64 %to, %to, %at;
+    ld.global.u32 %v, [%from]; add.u32 %v, %v, 1; st.global.u32 [%to], %v;
+    done: ret;
+    """,
+    [("align 8 .b8", "table[48]")],
+)
+
+
+def test_a_tuple_of_arrays_is_a_struct_of_their_addresses():
+    """Each block reads and writes arrays of its own, with a part of its threads."""
+    sources, results = (
+        [np.arange(20, dtype=np.uint32) * i for i in range(3)],
+        [np.zeros(20, np.uint32) for _ in range(3)],
+    )
+    for seed in (None, 0, 1):
+        run(_TABLE, "k", 3, 32, [(*sources, *results)], seed=seed)
+        for x, y in zip(sources, results, strict=True):
+            assert np.array_equal(y, x + 1)
+            y[:] = 0
+
+
+def test_an_address_that_is_none_is_no_array():
+    with pytest.raises(Fault) as caught:
+        run(_TABLE, "k", 3, 32, [(*[np.ones(20, np.uint32)] * 3, None, None, None)])
+    assert caught.value.kind == "out of bounds"

@@ -185,6 +185,9 @@ def test_swizzle_is_a_permutation_of_each_block():
 
 def test_tensor_map_refuses_what_the_driver_refuses():
     a = np.zeros((4, 64), np.float16)
+    for steps, message in (((2, 1), "the first 1"), ((1, 9), "1 to 8"), ((1,), "one per axis"), ((1, 2), "1 to 256")):
+        with pytest.raises(ValueError, match=message):
+            TensorMap(a, (64, 200), steps=steps)
     for box, swizzle, message in (
         ((64,), "none", "one size per axis"),
         ((64, 300), "none", "1 to 256"),

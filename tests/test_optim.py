@@ -142,6 +142,30 @@ def test_parameters_without_gradient_stay():
     assert np.array_equal(q.array, before) and q not in optimizer.state
 
 
+@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9, dampening=0.3), lambda p: AdamW(p, amsgrad=True)])
+def test_a_group_of_all_kinds_steps_as_its_parameters_do_alone(make):
+    """Two dtypes, two layouts, one that begins later, one large enough for several tasks, an empty one."""
+    shapes, dtypes = ((3, 4), (5, 3, 3, 2), (70_000,), (2,), (0,), ()), "f8 f4 f4 f8 f4 f4".split()
+
+    def parameters():
+        params = [p for shape, dtype in zip(shapes, dtypes, strict=True) for p in _parameters(0, dtype, (shape,))]
+        params[1] = Parameter(np.ascontiguousarray(params[1].array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+        return params
+
+    together, alone = parameters(), parameters()
+    optimizer, several = make(together), [make([p]) for p in alone]
+    for step in range(3):
+        for params in (together, alone):
+            _set_grads(params, step)
+            params[0].grad = params[0].grad if step else None
+        optimizer.step()
+        for one in several:
+            one.step()
+    for p, q in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(p.array, q.array)
+        assert p.dtype == q.dtype and p.array.strides == q.array.strides
+
+
 # --- groups, state ----------------------------------------------------------------------------------------------------
 
 

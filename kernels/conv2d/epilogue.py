@@ -23,7 +23,7 @@ from . import winograd
 
 def epilogue(y, b=None, z=None, relu=False):
     """The four arguments for an output y (N, P, Q, K); z is logically (N, K, P, Q)."""
-    bias = np.empty(0, y.dtype) if b is None else np.array(b)
+    bias = np.zeros(0, y.dtype) if b is None else np.array(b)
     floor = y.dtype.type(0 if relu else -np.inf)
     return bias, y if z is None else to_nhwc(z), z is not None, floor
 

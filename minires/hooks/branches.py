@@ -25,6 +25,7 @@ _HANDS_ON: dict[str, tuple[int, ...] | None] = {
     "Add": None,
     "Sub": (0,),
     "BatchNorm": (3,),  # the residual of the fused op; its ReLU's zeros apply
+    "ConvBnChain": (1,),
     "GetItem": (0,),
     "Pad": (0,),
     "Reshape": (0,),

@@ -30,7 +30,7 @@ from ..state import no_grad
 from . import precision
 from .checkpoint import Checkpoint, Checkpoints, DamagedCheckpoint, read_checkpoint
 from .images import make_loader, open_images, open_test
-from .pretrained import open_network, summary_of
+from .pretrained import for_inference, open_network, summary_of
 from .recipe import Recipe
 from .run_folder import recipe_of
 
@@ -127,7 +127,7 @@ def evaluate_run(
     loader = make_loader(recipe, images, images.test, _BATCH, training=False)
     order = ([t.to(device) for t in batch] for batch in loader.iterate(0))
     with precision.region(recipe):
-        found = evaluate_model(model, order, images.classes, recipe.label_smoothing)
+        found = evaluate_model(for_inference(model), order, images.classes, recipe.label_smoothing)
     return _from(found, images.test, weights, str(where))
 
 
@@ -167,7 +167,7 @@ def evaluate_weights(
     loader = DataLoader(test, _BATCH, num_workers=recipe.workers, workers=recipe.worker_kind)
     order = ([t.to(device) for t in batch] for batch in loader)
     with precision.region(recipe):
-        found = evaluate_model(network.model, order, test.classes)
+        found = evaluate_model(for_inference(network.model), order, test.classes)
     return _from(found, test, "all", str(weights))
 
 

@@ -21,8 +21,9 @@ from ..data.transforms import CenterCrop
 from ..device import CPU, to_device
 from ..engine import Tensor
 from ..grad_cam import grad_cam
+from ..nn import Module
 from ..state import no_grad
-from .pretrained import Network
+from .pretrained import Network, for_inference
 
 _SMALLEST = 224  # pixels of a side of an overlay, at least: 32x32 cannot be looked at
 _GAP, _CAPTION = 8, 24  # between and below
@@ -90,6 +91,7 @@ def predict(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
+    model = for_inference(network.model) if folder is None else network.model  # Grad-CAM looks at its parts
     for first in range(0, len(files), batch_size):
         batch, images, errors = files[first : first + batch_size], {}, {}
         for i, file in enumerate(batch):
@@ -98,7 +100,7 @@ def predict(
             except (ValueError, OSError) as error:
                 errors[i] = " ".join(str(error).split())
         if images:
-            shares, maps = _shares(network, np.stack(list(images.values())), folder is not None)
+            shares, maps = _shares(network, model, np.stack(list(images.values())), folder is not None)
         for i, file in enumerate(batch):
             if i in errors:
                 yield Prediction(str(file), error=errors[i])
@@ -143,11 +145,11 @@ def _read(file: str | Path, network: Network) -> np.ndarray:
         raise ValueError(f"cannot take the image {str(file)!r}: {error}") from error
 
 
-def _shares(network: Network, images: np.ndarray, look: bool) -> tuple[np.ndarray, np.ndarray]:
+def _shares(network: Network, model: Module, images: np.ndarray, look: bool) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities (N, K) float64, Grad-CAM maps (N, h, w) of the largest, or none) of images (N, S, S, C)."""
     x = Tensor(Augment(network.mean, network.std)(images)).to(next(network.model.parameters()).device)
     with no_grad():
-        y = to_device(network.model(x).array, CPU).astype(np.float64)
+        y = to_device(model(x).array, CPU).astype(np.float64)
     if not np.isfinite(y).all():
         raise ValueError(f"{network.source} give outputs that are NaN or infinite: they are damaged, or diverged")
     shares = np.exp(y - y.max(1, keepdims=True))

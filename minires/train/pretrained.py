@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..device import array_module
+from ..device import CPU, array_module
 from ..device import device as as_device
 from ..engine import Tensor
 from ..interop import our_names, read_weights
 from ..interop.weights import resolve
 from ..models import create_model, get_weights, guess_model, list_models, list_weights
+from ..nn import Module, fuse_for_inference
 from ..nn.module import StateDictError
 from ..serialization import load_arrays
 from .run_folder import recipe_of
@@ -117,6 +118,13 @@ def open_network(
     size = image_size or found.image_size or network.image_size
     resize = found.resize if size == found.image_size else 0
     return Network(network, classes, mean, std, size, found.channels, found.source, max(size, resize), named)
+
+
+def for_inference(model: Module) -> Module:
+    """What gives the model's outputs, up to rounding, in the least time: on the CPU a copy whose batch normalisations
+    are folded into its convolutions, elsewhere the model itself."""
+    on_cpu = all(p.device == CPU for p in model.parameters())
+    return fuse_for_inference(model) if on_cpu else model
 
 
 def normalization(
