@@ -190,6 +190,8 @@ def _unwrap(value, host_too=False):
         return dataclasses.replace(value, array=_unwrap(value.array))
     if isinstance(value, ndarray):
         return value._host
+    if isinstance(value, TensorMap):
+        return dataclasses.replace(value, array=_unwrap(value.array))
     if isinstance(value, np.ndarray) and not host_too:
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     if type(value) in (tuple, list):

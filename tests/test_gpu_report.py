@@ -303,8 +303,12 @@ def test_end_to_end_asks_for_what_it_should(monkeypatch, tmp_path):
 
 
 def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
-    """A case of each, moved to arrays as strict as CuPy's and back, in float32 or what it takes first."""
+    """A case of each in its dtypes, moved to arrays as strict as CuPy's and back."""
+    from minires.kernels import checking
+
     from benchmarks import gpu_units
+
+    monkeypatch.setattr(checking, "LAYOUTS", ("strided",))
 
     cases = gpu_units._test_cases
     monkeypatch.setattr(gpu_units, "_test_cases", lambda kernel: cases(kernel)[:1])
@@ -312,7 +316,7 @@ def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
     for name in gpu_units._kernel_names():
         (row,) = gpu_units.check(name)
         checked += row["checks"]
-    assert checked > 100
+    assert checked > 50
 
 
 def test_conformance_on_the_stand_in(stand_in, monkeypatch):

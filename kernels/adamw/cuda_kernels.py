@@ -7,6 +7,7 @@ from pathlib import Path
 from ..cuda.groups import launch_group
 from ..cuda.launch import variants
 from ..groups import flattened, roles_of, write_back
+from ..memory import namespace
 from ..registry import kernel
 from .problem import ADAMW_STEP, roles_with
 
@@ -20,6 +21,7 @@ def _same_dtype(*arrays, **_):
 @kernel(ADAMW_STEP, device="cuda", step=1, note="one launch for all, one fused pass", supports=_same_dtype)
 def adamw_step_cuda(factors, found, *tensors, beta1, beta2, eps, penalty, amsgrad):
     roles, copied = flattened(roles_of(tensors, roles_with(amsgrad)), (0, 2, 3, 4))
+    factors = namespace(factors).ascontiguousarray(factors)
     numbers = (factors.dtype.type(number) for number in (1 - beta1, beta2, 1 - beta2, eps, penalty))
     lists = [*roles, roles[0]][:5]  # without amsgrad the fifth is not read
     flags = (found is not None, bool(amsgrad))
