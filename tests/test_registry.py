@@ -66,7 +66,7 @@ def test_two_problems_of_one_name_are_refused():
 
 
 def test_unknown_problem_names_the_known_ones():
-    with pytest.raises(KeyError, match=r"no problem is named 'conv9d'; known: accumulate, add_fprop, .*conv2d_fprop"):
+    with pytest.raises(KeyError, match=r"no problem is named 'conv9d'; known: accumulate, .*add_fprop, .*conv2d_fprop"):
         registry.problem("conv9d")
 
 
