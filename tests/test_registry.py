@@ -66,7 +66,7 @@ def test_two_problems_of_one_name_are_refused():
 
 
 def test_unknown_problem_names_the_known_ones():
-    with pytest.raises(KeyError, match=r"no problem is named 'conv9d'; known: accumulate, add_fprop, .*conv2d_fprop"):
+    with pytest.raises(KeyError, match=r"no problem is named 'conv9d'; known: accumulate, .*add_fprop, .*conv2d_fprop"):
         registry.problem("conv9d")
 
 
@@ -329,7 +329,7 @@ def test_kernels_check_of_a_problem(capsys):
     "arguments, message",
     [
         ([], "say what to check: a FILE.py that registers kernels, or --problem NAME"),
-        (["--problem", "conv9d"], "no problem is named 'conv9d'; known: accumulate, add_fprop"),
+        (["--problem", "conv9d"], "no problem is named 'conv9d'; known: accumulate, "),
         (["nowhere.py"], "there is no file 'nowhere.py'"),
         (["{}", "--problem", "add_fprop"], "has no CPU kernel of add_fprop"),
     ],

@@ -157,7 +157,13 @@ def test_static_rule(c, k, size, taps, stride, name):
 
 @pytest.mark.parametrize(
     "c, k, size, taps, name",
-    [(512, 512, 7, 3, "wgrad_winograd"), (512, 2048, 7, 1, "wgrad_parts_tile"), (64, 256, 56, 1, "wgrad_direct_tile")],
+    [
+        (512, 512, 7, 3, "wgrad_winograd"),
+        (512, 2048, 7, 1, "wgrad_pointwise"),
+        (64, 256, 56, 1, "wgrad_pointwise"),
+        (512, 512, 7, 5, "wgrad_parts_tile"),
+        (64, 64, 56, 5, "wgrad_direct_tile"),
+    ],
 )
 def test_static_rule_of_weight_gradients(c, k, size, taps, name):
     x, dy = (np.zeros((1, n, size, size), np.float32) for n in (c, k))
