@@ -111,9 +111,11 @@ class Kernel:
         return self.fn(*arrays, **params)
 
     def takes(self, *arrays, **params) -> bool:
-        """Whether this kernel can compute these inputs: a dtype it knows, and `supports` agrees."""
-        known = "any" in self.dtypes or all(
-            itertools.starmap(self._knows, itertools.zip_longest(self.problem.arguments, arrays))
+        """Whether this kernel can compute these inputs: dtypes it knows (at least one that it names: integers go beside
+        them, as labels do), and `supports` agrees."""
+        known = "any" in self.dtypes or (
+            any(a is not None and _name(a.dtype) in self.dtypes for a in arrays)
+            and all(itertools.starmap(self._knows, itertools.zip_longest(self.problem.arguments, arrays)))
         )
         return known and self.supports(*arrays, **params)
 

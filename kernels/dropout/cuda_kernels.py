@@ -14,7 +14,7 @@ from .problem import DROPOUT_MASK, threshold
 _MASK = Function(Path(__file__).with_name("dropout.cu"), "dropout_mask")
 
 
-@kernel(DROPOUT_MASK, device="cuda", step=1, note="a block of the counter per thread")
+@kernel(DROPOUT_MASK, device="cuda", step=1, note="a block of the counter per thread", dtypes=("any",))
 def dropout_mask_cuda(key, *, n, p):
     mask = empty((n,), np.int8, key)
     args = (namespace(key).ascontiguousarray(key), mask, n, threshold(p))
