@@ -27,7 +27,7 @@ Shape = tuple[int, int, int, int]
 
 def blocks(argument: str) -> Iterator[dict[str, Any]]:
     """Rows of "block56" and its kin: median time of every side, and how much longer than ours as one op it takes."""
-    from .gpu_units import on_gpu
+    from .gpu_layers import on_gpu
 
     cupy: Any = importlib.import_module("cupy")
     width, size = BLOCKS[argument]
@@ -231,7 +231,7 @@ def build(cudnn: Any, kind: str, handle: Any, *, x: Shape, w: Shape, y: Shape, *
 
 def cudnn_block(cupy: Any, width: int, size: int, fused: bool) -> tuple[Callable[[], None] | None, str]:
     """(all operations of a block in turn, each by its fastest plan; what cuDNN it is, or why there is none)."""
-    from .gpu_units import on_gpu
+    from .gpu_layers import on_gpu
 
     if importlib.util.find_spec("cudnn") is None:
         return None, "nvidia-cudnn-frontend is not installed"

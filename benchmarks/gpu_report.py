@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gpu_units import SECTIONS, driver, gpu_name, run_unit
+from .gpu_layers import driver, gpu_name
+from .gpu_units import SECTIONS, run_unit
 from .provenance import ON_GPU, RESULTS, provenance, versions
 
 

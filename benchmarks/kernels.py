@@ -23,6 +23,7 @@ from minires.kernels.timing import Timing, timing  # pyright: ignore[reportMissi
 from minires import dispatch
 
 from . import layers
+from .gpu_layers import time_layers
 from .peaks import Peaks, measure
 from .peers import sampled
 from .provenance import write
@@ -65,7 +66,8 @@ def kernels(
     group
         How the problems' names start.
     device
-        "cpu".
+        "cpu", or "cuda": the convolutions of ResNet-50 and -20 beside cuDNN, steps 3 and later of the ladder unless all
+        are asked for.
     network
         Only the convolutions of this network: resnet20, resnet18 or resnet50.
     case
@@ -81,9 +83,13 @@ def kernels(
     output
         The CSV file to write, instead of one named after this machine in benchmarks/results.
     """
-    if device != "cpu":
-        raise ValueError(f"device {device!r}: these benchmarks run on 'cpu'")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: these benchmarks run on 'cpu' and 'cuda'")
     own = {k for file in kernels or [] for k in registry.load_file(file)}
+    if device == "cuda":
+        least = 0 if every_step else FIRST_STEP if ladder else 3
+        time_layers(group, network, case, [*own], least, seconds, output)
+        return
     jobs = [job for job in _jobs(group, network) if case in (None, job.case.name)]
     if own:
         touched = {k.problem.name for k in own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .gpu_layers import ladder
 from .kernels import by_direction, plain_3x3
 from .networks import OURS
 from .provenance import RESULTS, read
@@ -51,6 +52,13 @@ def tables(results: Path = RESULTS) -> str:
         parts += [_machine(read(file)), _memory(read(file))]
     for file in sorted(results.glob("conv2d-*t.csv")):
         parts += [_machine(read(file)), _convolutions(read(file))]
+    on_gpus = [file for file in sorted(results.glob("conv2d-*.csv")) if not file.stem.endswith("t")]
+    for file in on_gpus:
+        parts += [_ladder(read(file))]
+    if not on_gpus:
+        parts.append(
+            "On a GPU nothing is measured yet: `python -m benchmarks conv2d --device cuda` makes the ladder's table."
+        )
     return "\n" + "\n\n".join(parts) + "\n" if parts else "\nNothing is measured yet.\n"
 
 
@@ -96,6 +104,16 @@ def _convolutions(rows: list[Row]) -> str:
     plain = plain_3x3(rows)
     if plain is not None:
         lines += ["", f"3x3 at stride 1 of ResNet-18 and -50, all directions: {plain:.2f}. (Geometric means.)"]
+    return "\n".join(lines)
+
+
+def _ladder(rows: list[Row]) -> str:
+    where = next((row for row in rows if row["cudnn"]), rows[0])
+    lines = [f"{where['gpu']}, driver {where['driver']}; {where['cudnn']}; commit {where['commit']}:", ""]
+    lines += ["| step | kernel, cuDNN's best time / its | fp32 | bf16 |", "|---|---|---|---|"]
+    for (step, kernel), means in ladder(rows).items():
+        cells = [f"{means[dtype]:.2f}" if dtype in means else "" for dtype in ("float32", "bfloat16")]
+        lines.append(_cells(step, kernel, *cells))
     return "\n".join(lines)
 
 

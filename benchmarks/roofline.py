@@ -21,7 +21,7 @@ def roofline(results: Path | None = None, /, *, output: Path | None = None) -> N
     output
         The picture to write, instead of one beside the results file.
     """
-    files = sorted(RESULTS.glob("conv2d-*.csv"), key=lambda file: file.stat().st_mtime)
+    files = sorted(RESULTS.glob("conv2d-*t.csv"), key=lambda file: file.stat().st_mtime)
     if results is None and not files:
         raise ValueError("there are no results of convolutions: run python -m benchmarks conv2d first")
     file = results or files[-1]

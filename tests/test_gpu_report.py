@@ -92,18 +92,18 @@ def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
     from device_double import install
     from minires.kernels.cuda import compile as compiler
 
-    from benchmarks import gpu_units
+    from benchmarks import gpu_layers
 
     try:
         compiler.supported_archs()
     except RuntimeError as error:
         pytest.skip(str(error))
     install(monkeypatch)
-    monkeypatch.setitem(gpu_units.RESNET50, "same56", (8, 5, 16, 3, 2))
-    monkeypatch.setitem(gpu_units.BATCH, "same56", 2)
-    monkeypatch.setattr(gpu_units, "on_gpu", lambda xp, calls, seconds: {n: gpu_units.timing([1.0]) for n in calls})
-    monkeypatch.setattr(gpu_units, "cudnn_conv", lambda *a: ({}, "not here"))
-    rows = list(gpu_units.layers(f"same56:{direction}:{dtype}"))
+    monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
+    monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
+    monkeypatch.setattr(gpu_layers, "on_gpu", lambda xp, calls, seconds: {n: gpu_layers.timing([1.0]) for n in calls})
+    monkeypatch.setattr(gpu_layers, "cudnn_conv", lambda *a: ({}, "not here"))
+    rows = list(gpu_layers.layers(f"same56:{direction}:{dtype}"))
     assert {row["kernel"] for row in rows} == (
         {f"{direction}_{name}" for name in ("implicit", "vectorised", "tf32", "3xtf32")}
         if dtype == "float32"
@@ -114,13 +114,79 @@ def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
         assert row["relative_difference"] < (1e-2 if row["kernel"].endswith("_tf32") or dtype == "bfloat16" else 1e-5)
 
 
+OWN = """
+from minires.kernels.registry import kernel, problem
+
+@kernel(problem("conv2d_fprop"), device="cuda", step=2, note="wrong", dtypes=("float32",))
+def all_zeros(x, w, *, stride, padding, dilation, groups):
+    from minires.kernels.registry import kernels
+    right = next(k for k in kernels("conv2d_fprop", "cuda") if k.step == 3)
+    return 0 * right(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+@kernel(problem("conv2d_fprop"), device="cuda", step=2, note="right", dtypes=("float32",))
+def handed_on(x, w, **params):
+    from minires.kernels.registry import kernels
+    return next(k for k in kernels("conv2d_fprop", "cuda") if k.step == 3)(x, w, **params)
+"""
+
+
+def test_a_kernel_of_ones_own_is_ranked_in_the_ladder_on_the_stand_in(tmp_path, monkeypatch, capsys):
+    """`python -m benchmarks conv2d --device cuda --kernels FILE`: rows, file, plot, and the README's table."""
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
+    from device_double import install
+    from minires.kernels import registry
+    from minires.kernels.cuda import compile as compiler
+
+    from benchmarks import gpu_layers, kernels, readme
+    from benchmarks.provenance import read
+
+    try:
+        compiler.supported_archs()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    install(monkeypatch)
+    monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
+    monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
+    monkeypatch.setattr(gpu_layers, "gpu_name", lambda: "Stand-In 1")
+    monkeypatch.setattr(gpu_layers, "driver", lambda: "13.0")
+
+    def cudnn(xp, direction, dtype, arrays, params):
+        right = next(k for k in registry.kernels(f"conv2d_{direction}", "cuda") if k.step == 3)
+        return {"cudnn:0": lambda: right(*arrays, **params)}, "cuDNN 9"
+
+    monkeypatch.setattr(gpu_layers, "cudnn_conv", cudnn)
+    monkeypatch.setattr(gpu_layers, "on_gpu", lambda xp, calls, seconds: {n: gpu_layers.timing([2.0]) for n in calls})
+    (tmp_path / "own.py").write_text(OWN)
+    output = tmp_path / "conv2d-stand-in-1.csv"
+    options = dict(device="cuda", case="same56", kernels=[tmp_path / "own.py"], output=output)
+    try:
+        kernels.kernels("conv2d", **options)
+    finally:
+        for name in ("all_zeros", "handed_on"):
+            registry.forget("conv2d_fprop", name)
+    said = capsys.readouterr().out
+    rows = {(row["kernel"], row["dtype"]): row for row in read(output)}
+    assert (
+        rows["handed_on", "float32"]["step"] == "own" and rows["handed_on", "float32"]["cudnn_best_over_this"] == "1.0"
+    )
+    assert rows["all_zeros", "float32"]["wrong_by"] and not rows["all_zeros", "float32"]["median_us"]
+    assert rows["fprop_implicit", "float32"]["step"] == "3" and rows["cudnn:0", "float32"]["step"] == ""
+    assert {row["gpu"] for row in rows.values()} == {"Stand-In 1"}
+    assert "all_zeros" in said and "not timed: differs by" in said
+    assert output.with_suffix(".png").stat().st_size > 5_000
+    table = readme.tables(tmp_path)
+    assert "Stand-In 1, driver 13.0; cuDNN 9" in table and "| 3 | implicit | 1.00 |" in table
+    with pytest.raises(ValueError, match="nothing to time on 'cuda' for 'relu'"):
+        kernels.kernels("relu", device="cuda")
+
+
 def test_blocks_agree_on_the_stand_in(monkeypatch):
     """A block made small, ours fused and not: the same up to rounding."""
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
     from device_double import install
     from minires.kernels.cuda import compile as compiler
 
-    from benchmarks import gpu_blocks, gpu_units
+    from benchmarks import gpu_blocks, gpu_layers
 
     try:
         compiler.supported_archs()
@@ -131,7 +197,7 @@ def test_blocks_agree_on_the_stand_in(monkeypatch):
     monkeypatch.setattr(gpu_blocks, "BATCH", 2)
     monkeypatch.setattr(gpu_blocks, "_torch", lambda *a: {})
     monkeypatch.setattr(gpu_blocks, "cudnn_block", lambda *a: (None, "not here"))
-    monkeypatch.setattr(gpu_units, "on_gpu", lambda xp, calls, seconds: {n: gpu_units.timing([1.0]) for n in calls})
+    monkeypatch.setattr(gpu_layers, "on_gpu", lambda xp, calls, seconds: {n: gpu_layers.timing([1.0]) for n in calls})
     rows = list(gpu_blocks.blocks("block7"))
     assert not any("wrong_by" in row for row in rows), rows
     sides = {row["side"]: row for row in rows}

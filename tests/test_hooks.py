@@ -12,6 +12,7 @@ from minires.dispatch import run, use_kernels
 from minires.engine import Function, Tensor, state
 from minires.hooks import AnomalyError, AnomalyHook, BranchGradHook, Hook, TimerHook, TraceHook, find_anomaly
 from minires.hooks.branches import _HANDS_ON
+from minires.ops.conv_chain import conv_bn_chain
 from minires.state import unfused
 
 
@@ -283,6 +284,15 @@ def test_a_shortcut_that_strides_and_pads_is_an_identity_and_one_that_convolves_
         assert found == identities
 
 
+def _chain(x, residual):
+    """A residual branch of one convolution as one op."""
+    channels = x.shape[1]
+    weight, bias = (Tensor(np.ones(channels)) for _ in range(2))
+    norm = dict(running_mean=None, running_var=None, weight=weight, bias=bias, training=True, momentum=0.1, eps=1e-5)
+    filters = Tensor(np.random.default_rng(1).standard_normal((channels, channels, 1, 1)))
+    return conv_bn_chain(x, residual, [filters], [norm], [((1, 1), (0, 0), (1, 1), 1)])
+
+
 def test_the_ops_that_hand_a_gradient_on_exist_and_do_so():
     known = {cls.__name__ for cls in _subclasses(Function)}
     assert set(_HANDS_ON) <= known
@@ -297,6 +307,7 @@ def test_the_ops_that_hand_a_gradient_on_exist_and_do_so():
         "Permute": lambda: x.permute(1, 0, 2, 3),
         "Cat": lambda: mr.cat([x, stop]),
         "BatchNorm": lambda: mr.bn_add_relu(stop, x, None, None, training=True),
+        "ConvBnChain": lambda: _chain(stop, x),
         "Expand": lambda: x[None].expand(2, 2, 3, 4, 4),
         "AvgPool2d": lambda: mr.avg_pool2d(x, 2),
         "Sum": lambda: x.sum(1),
