@@ -55,7 +55,7 @@ def tables(results: Path = RESULTS) -> str:
     on_gpus = [file for file in sorted(results.glob("conv2d-*.csv")) if not file.stem.endswith("t")]
     for file in on_gpus:
         parts += [_ladder(read(file))]
-    if not on_gpus:
+    if parts and not on_gpus:
         parts.append(
             "On a GPU nothing is measured yet: `python -m benchmarks conv2d --device cuda` makes the ladder's table."
         )
