@@ -4,6 +4,7 @@ import sys
 
 from cyclopts import App
 
+from .accuracy import accuracy
 from .fuzz import fuzz
 from .gradient_error import gradient_error
 from .kernels import kernels
@@ -22,6 +23,7 @@ app.command(resume_cycles)
 app.command(loader)
 app.command(memory)
 app.command(transfer)
+app.command(accuracy)
 app.command(fuzz)
 app.command(gradient_error)
 app.command(roofline)

@@ -64,6 +64,12 @@ def _commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def results_file(name: str, threads: int) -> Path:
+    """Where a benchmark's results stand: a file per benchmark, CPU and number of threads."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    return RESULTS / f"{name}-{slug}-{threads}t.csv"
+
+
 def write(
     name: str,
     rows: Sequence[Mapping[str, object]],
@@ -71,13 +77,12 @@ def write(
     output: Path | None = None,
     group: tuple[str, ...] = (),
 ) -> Path:
-    """Write the rows, each with its provenance, as CSV; by default a file per benchmark, CPU and number of threads.
+    """Write the rows, each with its provenance, as CSV; by default into `results_file`.
 
     group: columns that say what was measured; rows of an earlier run that say something else there stay in the file.
     """
     where = provenance(threads)
-    slug = re.sub(r"[^a-z0-9]+", "-", where["cpu"].lower()).strip("-")
-    path = output or RESULTS / f"{name}-{slug}-{threads}t.csv"
+    path = output or results_file(name, threads)
     new = [{**{key: str(value) for key, value in row.items()}, **where} for row in rows]
     measured = {tuple(row[key] for key in group) for row in new}
     earlier = read(path) if group and path.exists() else []

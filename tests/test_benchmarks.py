@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import layers, provenance, readme, roofline, turns
+from benchmarks import accuracy, layers, provenance, readme, roofline, turns
 from benchmarks.networks import _differences
 from benchmarks.peaks import Peaks
 from benchmarks.worker import Worker, burst
@@ -241,17 +241,43 @@ def test_pytorch_convolves_by_onednn_in_all_directions():
 
 def test_transfer(tmp_path):
     """Ten classes of noise, in an archive as that of the real images."""
-    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+    _noise(tmp_path / "images.tar")
+    done = _run("transfer", "--quick", "--data", tmp_path / "images.tar", "--output", tmp_path / "transfer.csv")
+    assert done.returncode == 0, done.stderr
+    (row,) = _rows(tmp_path / "transfer.csv")
+    assert all(0 <= float(row[name]) <= 1 for name in ("scratch", "pixels", "probe", "finetuned"))
+    assert len(row["new_classes"].split()) == 3 and "fine-tuned is better by" in done.stdout
+
+
+def test_accuracy_is_compared_and_finished_runs_are_not_done_again(tmp_path):
+    _noise(tmp_path / "images.tar", one_in=20)
+    options = ("--seeds", "3", "--epochs", "1", "--folder", tmp_path / "runs", "--output", tmp_path / "accuracy.csv")
+    done = _run("accuracy", "--data", tmp_path / "images.tar", *options)
+    assert done.returncode in (0, 1), done.stderr  # one seed spans nothing, and noise teaches nothing
+    rows = _rows(tmp_path / "accuracy.csv")
+    assert [row["arithmetic"] for row in rows] == ["exact", "winograd", "bf16"]
+    assert len({row["test_loss"] for row in rows}) == 3, "three arithmetics round alike"
+    again = _run("accuracy", "--data", tmp_path / "images.tar", *options)
+    assert again.returncode == done.returncode and "seed 3:" in done.stdout and "seed 3:" not in again.stdout
+
+
+def test_accuracy_is_judged():
+    def row(name, share):
+        return {"arithmetic": name, "test_accuracy": str(share)}
+
+    exact = [row("exact", share) for share in (0.85, 0.86)]
+    assert accuracy.judge([*exact, row("winograd", 0.855), row("bf16", 0.846)]) == 0
+    assert accuracy.judge([*exact, row("winograd", 0.849)]) == 1
+    assert accuracy.judge([*exact, row("bf16", 0.844)]) == 1
+
+
+def _noise(path, one_in=50):
+    with tarfile.open(path, "w") as tar:
         for name in (f"{part}/c{k}/{i}.png" for part in ("train", "test") for k in range(10) for i in range(500)):
-            if crc32(name.encode()) % 50 == 0:  # those that --quick takes
+            if crc32(name.encode()) % one_in == 0:  # of 50: those that `transfer --quick` takes
                 pixels = np.random.default_rng(crc32(name.encode())).integers(0, 256, (32, 32, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(stream := io.BytesIO(), "PNG")
                 info = tarfile.TarInfo(name)
                 info.size = stream.tell()
                 stream.seek(0)
                 tar.addfile(info, stream)
-    done = _run("transfer", "--quick", "--data", tmp_path / "images.tar", "--output", tmp_path / "transfer.csv")
-    assert done.returncode == 0, done.stderr
-    (row,) = _rows(tmp_path / "transfer.csv")
-    assert all(0 <= float(row[name]) <= 1 for name in ("scratch", "pixels", "probe", "finetuned"))
-    assert len(row["new_classes"].split()) == 3 and "fine-tuned is better by" in done.stdout
