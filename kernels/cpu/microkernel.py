@@ -207,17 +207,33 @@ class Tile(Emitter):
 
     def write(self, c, c_row, accumulate) -> None:
         """Write the accumulators to C, or add them to it."""
-        builder = self.builder
-        places = [
-            [self.at(self.at(c, i, c_row), v * self.width) for v in range(self.vectors)] for i in range(self.rows)
-        ]
-        with builder.if_then(accumulate):
-            for slots, addresses in zip(self.slots, places, strict=True):
-                for slot, address in zip(slots, addresses, strict=True):
-                    builder.store(builder.fadd(builder.load(slot), self.load(address, self.vector)), slot)
-        for slots, addresses in zip(self.slots, places, strict=True):
-            for slot, address in zip(slots, addresses, strict=True):
-                self.store(builder.load(slot), address)
+        rows = [self.at(c, i, c_row) for i in range(self.rows)]
+        with self.builder.if_then(accumulate):
+            self.add_rows(rows)
+        self.write_rows(rows)
+
+    def prefetch(self, rows) -> None:
+        """Ask for the rows of C at these addresses, to be written."""
+        builder, pointer = self.builder, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        hints = [ir.Constant(_INT32, hint) for hint in (1, 3, 1)]  # a write, near, data
+        for row in rows:
+            for v in range(self.vectors):
+                builder.call(function, [builder.inttoptr(self.at(row, v * self.width), pointer), *hints])
+
+    def add_rows(self, rows) -> None:
+        """Add C, whose rows are at these addresses, to the accumulators."""
+        for slots, row in zip(self.slots, rows, strict=True):
+            for v, slot in enumerate(slots):
+                c = self.load(self.at(row, v * self.width), self.vector)
+                self.builder.store(self.builder.fadd(self.builder.load(slot), c), slot)
+
+    def write_rows(self, rows) -> None:
+        """Write the accumulators to the rows at these addresses."""
+        for slots, row in zip(self.slots, rows, strict=True):
+            for v, slot in enumerate(slots):
+                self.store(self.builder.load(slot), self.at(row, v * self.width))
 
 
 class _PairTile(Tile):
