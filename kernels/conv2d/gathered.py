@@ -3,10 +3,10 @@
     y[m, k] = sum over taps t and channels c of x[what pixel m sees through t, c] * panels[t, c, k]
 
 A task takes some pixels and some panels of filters. For each tile of pixels it copies what they see into the
-first-level cache, in rows a fixed distance apart, and multiplies it by one panel after the other; a block of panels, over
-some hundred steps of the sum, stays in the second-level cache. So nothing depends on how far apart pixels lie: in place,
-those of many channels are a multiple of 4096 bytes apart and push each other out of the cache. Strides, padding and taps
-cost only the copy, of which each number is multiplied by all filters; the rows of y may lie anywhere, too.
+first-level cache, in rows a fixed distance apart, and multiplies it by one panel after the other; a block of panels,
+over some hundred steps of the sum, stays in the second-level cache. So nothing depends on how far apart pixels lie: in
+place, those of many channels are a multiple of 4096 bytes apart and push each other out of the cache. Strides, padding
+and taps cost only the copy, of which each number is multiplied by all filters; the rows of y may lie anywhere, too.
 
 Sums are split by channels and taps alone, so that no result depends on how tasks are shared out.
 """
@@ -64,15 +64,17 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
     tiles = (pixels + _ROWS - 1) // _ROWS
     first = tiles * part // parts * _ROWS
     count = tiles * (part + 1) // parts * _ROWS - first
-    images, tops, lefts, targets = _places(y, stride, first, count)
+    origins, tops, lefts, targets = _places(x, y, stride, first, count)
     seen = aligned(_ROWS * _ROW, x)
     skip = z.ctypes.data - y.ctypes.data
     wide = width * size > _VECTOR_BYTES
     for start in range(0, steps, depth):
         n, last = min(depth, steps - start), start + depth >= steps
+        tap, channel = divmod(start, x.shape[3])
+        r, s = divmod(tap, cols.size)
         for i in range(0, count, _ROWS):
             for m in range(_ROWS):
-                _gather(x, seen, m * _ROW, images[i + m], tops[i + m], lefts[i + m], rows, cols, start, n)
+                _gather(x, seen, m * _ROW, origins[i + m], tops[i + m], lefts[i + m], rows, cols, r, s, channel, n)
             for p in range(n_panels * j // side, n_panels * (j + 1) // side):
                 b, column = panels.ctypes.data + (p * steps + start) * width * size, p * width * size
                 shift = bias.ctypes.data + column if last and bias.size > 0 else 0
@@ -89,17 +91,20 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
 
 
 @njit()
-def _places(y, stride, first, count):
-    """For each of `count` pixels of y: its image, the row and column of x that its window begins at, its address.
+def _places(x, y, stride, first, count):
+    """For each of `count` pixels of y: the address, row and column of the pixel of x that its taps are relative to, and
+    its own address.
 
     After the last pixel comes the last again: a tile that hangs over computes it more than once.
     """
-    n_size, p_size, q_size, _ = y.shape
+    (n_size, p_size, q_size, _), (_, h_size, w_size, c) = y.shape, x.shape
     places = np.empty((4, count), np.int64)
     n, at = divmod(first, p_size * q_size)
     p, q = divmod(at, q_size)
     for i in range(count):
-        places[0, i], places[1, i], places[2, i] = n, p * stride[0], q * stride[1]
+        h, w = p * stride[0], q * stride[1]
+        places[0, i] = x.ctypes.data + ((n * h_size + h) * w_size + w) * c * x.itemsize
+        places[1, i], places[2, i] = h, w
         places[3, i] = y.ctypes.data + n * y.strides[0] + p * y.strides[1] + q * y.strides[2]
         if q + 1 < q_size:
             q += 1
@@ -111,17 +116,15 @@ def _places(y, stride, first, count):
 
 
 @njit(inline=True)
-def _gather(x, seen, to, image, top, left, rows, cols, start, count):
-    """seen[to:][:count]: what a pixel sees, of its taps and channels those from `start` on; zeros outside x."""
+def _gather(x, seen, to, origin, top, left, rows, cols, r, s, channel, count):
+    """seen[to:][:count]: what a pixel sees, from a channel of tap (r, s) on; zeros outside x."""
     _, h_size, w_size, c = x.shape
-    tap, channel = divmod(start, c)
-    r, s = divmod(tap, cols.size)
     done = 0
     while done < count:
         n, h, w = min(c - channel, count - done), top + rows[r], left + cols[s]
         target = seen.ctypes.data + (to + done) * x.itemsize
         if 0 <= h < h_size and 0 <= w < w_size:
-            copy(x.ctypes.data + (((image * h_size + h) * w_size + w) * c + channel) * x.itemsize, target, n, x.dtype)
+            copy(origin + ((rows[r] * w_size + cols[s]) * c + channel) * x.itemsize, target, n, x.dtype)
         else:
             seen[to + done : to + done + n] = 0
         done, channel, s = done + n, 0, s + 1
