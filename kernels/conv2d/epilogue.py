@@ -98,13 +98,29 @@ def _finish(tile: Tile, bias: Any, skips: list[Any], add: Any, floor: Any) -> No
 
 @intrinsic
 def multiply_gathered_then(
-    typing_context, a, b, targets, column, steps, accumulate, bias, skip, add, floor, row, rows, vectors, dtype
+    typing_context,
+    a,
+    b,
+    targets,
+    column,
+    steps,
+    accumulate,
+    ahead,
+    bias,
+    skip,
+    add,
+    floor,
+    row,
+    rows,
+    vectors,
+    dtype,
 ):
     """A tile whose rows of A lie `row` numbers apart (a literal: all rows have one address), and of C anywhere, with
     an epilogue.
 
     targets: where the addresses of the rows of C are; column: the bytes from there to the tile. B: the steps follow
-    one another. Adds to C first, where `accumulate`. bias: of what belongs to the tile's first column; nothing follows
+    one another. Adds to C first, where `accumulate`. ahead: from this address on a line of memory is asked for at each
+    step, for later; none where it is 0. bias: of what belongs to the tile's first column; nothing follows
     where it is 0. skip: the bytes from C to z. Rows may be the same, if their A is, too: all is read before the first
     is written.
     """
@@ -112,24 +128,32 @@ def multiply_gathered_then(
         return None  # Numba asks again with literal types
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        a, b, targets, column, steps, accumulate, bias, skip, add, floor = args[:10]
+        a, b, targets, column, steps, accumulate, ahead, bias, skip, add, floor = args[:11]
         tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         places = []
         for i in range(tile.rows):
             target = builder.inttoptr(builder.add(targets, ir.Constant(INT64, 8 * i)), INT64.as_pointer())
             places.append(builder.add(builder.load(target), column))
         # The lines are on their way while the sum is formed: to wait for them at its end cost a tenth of the time.
-        tile.prefetch(places)
+        for place in places:
+            for v in range(tile.vectors):
+                tile.prefetch(tile.at(place, v * tile.width), True)
         step, zero, one = (ir.Constant(INT64, n) for n in (tile.vectors * tile.width, 0, 1))
-        tile.multiply(a, ir.Constant(INT64, row.literal_value), one, zero, b, step, zero, steps, one)
+        line = builder.select(builder.icmp_signed("!=", ahead, zero), ir.Constant(INT64, 64), zero)
+        near = builder.select(builder.icmp_signed("!=", ahead, zero), ahead, a)
+
+        def ask(k: Any) -> None:
+            tile.prefetch(builder.add(near, builder.mul(k, line)), False)
+
+        tile.multiply(a, ir.Constant(INT64, row.literal_value), one, zero, b, step, zero, steps, one, ask)
         with builder.if_then(accumulate):
             tile.add_rows(places)
         _finish(tile, bias, [builder.add(place, skip) for place in places], add, floor)
         tile.write_rows(places)
         return context.get_dummy_value()
 
-    types_of = [*[types.int64] * 5, types.boolean, types.int64, types.int64, types.boolean, dtype.dtype]
-    return types.void(*types_of, row, rows, vectors, dtype), emit
+    kinds = [*[types.int64] * 5, types.boolean, *[types.int64] * 3, types.boolean, dtype.dtype]
+    return types.void(*kinds, row, rows, vectors, dtype), emit
 
 
 @intrinsic

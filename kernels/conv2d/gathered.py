@@ -75,19 +75,23 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
         for i in range(0, count, _ROWS):
             for m in range(_ROWS):
                 _gather(x, seen, m * _ROW, origins[i + m], tops[i + m], lefts[i + m], rows, cols, r, s, channel, n)
+            # What the next tile sees comes from memory while this one is multiplied by its first panel: without taps
+            # and strides that is one run of lines, fewer than steps. (64 to 64 at 56x56: 1.29 ms instead of 1.94.)
+            ahead = origins[i + _ROWS] if i + _ROWS < count else 0
             for p in range(n_panels * j // side, n_panels * (j + 1) // side):
                 b, column = panels.ctypes.data + (p * steps + start) * width * size, p * width * size
                 shift = bias.ctypes.data + column if last and bias.size > 0 else 0
                 if wide:
                     multiply_gathered_then(
-                        seen.ctypes.data, b, targets[i:].ctypes.data, column, n, start > 0, shift, skip, add, floor,
-                        _ROW, _ROWS, 2, x.dtype,
+                        seen.ctypes.data, b, targets[i:].ctypes.data, column, n, start > 0, ahead, shift, skip, add,
+                        floor, _ROW, _ROWS, 2, x.dtype,
                     )  # fmt: skip
                 else:
                     multiply_gathered_then(
-                        seen.ctypes.data, b, targets[i:].ctypes.data, column, n, start > 0, shift, skip, add, floor,
-                        _ROW, _ROWS, 1, x.dtype,
+                        seen.ctypes.data, b, targets[i:].ctypes.data, column, n, start > 0, ahead, shift, skip, add,
+                        floor, _ROW, _ROWS, 1, x.dtype,
                     )  # fmt: skip
+                ahead = 0
 
 
 @njit()
