@@ -1,8 +1,10 @@
 """The report for a machine with a GPU, as far as it goes without one: its units, its budget, its resumption."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -323,24 +325,44 @@ def test_replays_that_differ_fail_the_unit(stand_in, monkeypatch):
         list(stand_in.replays("fp32"))
 
 
-def test_end_to_end_asks_for_what_it_should(monkeypatch, tmp_path):
-    from benchmarks import gpu_units
-    from minires.train import loop
+def test_the_unit_asks_for_both_sides(monkeypatch, tmp_path):
+    from benchmarks import gpu_end_to_end
+    from minires.train import images, loop
 
+    assert "torch_compiled:cifar10-short:0:bf16" in gpu_end_to_end.end_to_end_names()
     asked = []
 
-    def train(recipe, on_note):
+    def run(recipe, on_epoch, on_note):
         asked.append(recipe)
         on_note("CUDA graphs: a note")
-        return type("summary", (), dict(test_accuracy=0.9, seconds=1.0, images_per_second=2.0, steps=3))
+        for seconds, accuracy in ((1.0, 0.5), (2.0, None), (3.0, 0.9), (4.0, 0.88)):
+            on_epoch(types.SimpleNamespace(seconds=seconds, test_accuracy=accuracy))
+        about = dict(test_accuracy=0.88, seconds=5.0, first_step_seconds=0.5, images_per_second=2.0, steps=3)
+        return types.SimpleNamespace(**about)
 
-    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(loop, "train", run)
+    monkeypatch.setattr(images, "open_images", lambda recipe: None)
+    monkeypatch.setattr(gpu_end_to_end, "torch_run", lambda recipe, wanted, library: {"side": (recipe, library)})
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path))
-    assert "skipped" in next(gpu_units.end_to_end("cifar10-short:0:bf16"))
+    assert "skipped" in next(gpu_end_to_end.end_to_end("minires:cifar10-short:0:bf16"))
     (tmp_path / "cifar10-jpg.tar.xz").touch()
-    (row,) = gpu_units.end_to_end("cifar10-short:1:bf16")
-    assert row["notes"] == ["CUDA graphs: a note"] and row["precision"] == "bf16"
+    (row,) = gpu_end_to_end.end_to_end("minires:cifar10-short:1:bf16")
+    assert row["notes"] == ["CUDA graphs: a note"] and row["precision"] == "bf16" and row["wanted"] == 0.8534
+    assert row["seconds_to_wanted"] == 3.0 and row["test_accuracy"] == 0.88 and row["library"] == "minires"
     assert asked[0].cuda_graphs and asked[0].seed == 1 and asked[0].dataset == "folder"
+    (row,) = gpu_end_to_end.end_to_end("torch_compiled:cifar10-short:1:bf16")
+    theirs, library = row["side"]
+    assert library == "torch_compiled" and dataclasses.replace(theirs, out="") == dataclasses.replace(asked[0], out="")
+    monkeypatch.setattr(gpu_end_to_end.importlib.util, "find_spec", lambda name: None)
+    assert next(gpu_end_to_end.end_to_end("torch:cifar10-short:1:bf16"))["skipped"] == "PyTorch is not installed"
+
+
+def test_the_accuracy_that_is_wanted_is_the_recipe_s():
+    from benchmarks import gpu_end_to_end
+
+    assert gpu_end_to_end.worst_expected("85.48 % (median; 85.34 to 85.63 %): minires train") == 0.8534
+    with pytest.raises(ValueError, match="names no range of accuracies"):
+        gpu_end_to_end.worst_expected("about 85 %")
 
 
 def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
@@ -361,8 +383,6 @@ def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
 
 
 def test_conformance_on_the_stand_in(stand_in, monkeypatch):
-    import dataclasses
-
     from device_double import _unwrap
     from minires.kernels.cuda import launch as launches
     from minires.kernels.interpreter import interpret
