@@ -335,7 +335,7 @@ def test_a_figure_without_its_graph_is_no_figure(stand_in, monkeypatch):
         list(stand_in.training("minires_graph:resnet20:128"))
 
 
-@pytest.mark.parametrize("setup", ["fp32", "amp"])
+@pytest.mark.parametrize("setup", ["fp32", "amp", "loop_fp16"])
 def test_replays_are_compared_on_the_stand_in(stand_in, setup):
     (row,) = stand_in.replays(setup)
     assert row["captured"] and row["weights_equal"] and row["first_different"] is None
