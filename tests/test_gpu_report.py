@@ -316,7 +316,7 @@ def test_training_and_inference_run_on_the_stand_in(stand_in):
     firsts = {}
     for run, libraries in ((stand_in.training, stand_in.TRAINERS), (stand_in.inference, stand_in.PREDICTORS)):
         for library in (library for library in libraries if library.startswith("minires")):
-            (row,) = run(f"{library}:resnet20:128")
+            (row,) = run(f"{library}:resnet20:128:0")  # seconds of measuring, as `networks --device cuda` has it
             assert row["images_per_s"] > 0 and row["n"] >= 1
             firsts[run.__name__, library] = row["first"], row["last"]
     for name in ("training", "inference"):
