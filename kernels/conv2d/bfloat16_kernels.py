@@ -16,23 +16,20 @@ from numba import prange
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import njit
-from ..cpu.microkernel import lanes, multiply_pairs_2d
-from ..cpu.vectors import load, splat, store_as, where
+from ..cpu.transforms import copy
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
-from .direct_kernels import padded, residues_are_convolutions
+from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
+from .direct_kernels import residues_are_convolutions
 from .numba_kernels import residues
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
-_ROWS = 8  # of a tile of two vectors
-_NARROW_ROWS = 16  # of a tile of one: as many sums under way
-_LANES = lanes(np.float32)
 _DTYPES = ("bfloat16",)
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return groups == 1 and dilation[1] == 1 and w.shape[0] % _LANES == 0
+    return groups == 1 and dilation[1] == 1 and w.shape[0] % LANES == 0
 
 
 @kernel(
@@ -44,7 +41,7 @@ def _fprop_supports(x, w, *, stride, padding, dilation, groups):
     note="no patches, products of pairs of channels",
 )
 def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
-    return _convolve(x, w, stride, padding, dilation, *_nothing(x))
+    return _convolve(x, w, stride, padding, dilation)
 
 
 def _bias_act_supports(x, w, b, z, *, relu, **params):
@@ -60,23 +57,30 @@ def _bias_act_supports(x, w, b, z, *, relu, **params):
     note="fprop_direct_bfloat16; each tile gets bias, skip and ReLU before it is rounded",
 )
 def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    skip = _nothing(x)[1] if z is None else bits(to_nhwc(z))
-    return _convolve(x, w, stride, padding, dilation, cast(b, np.float32), skip, relu)
+    return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def _nothing(x):
-    """No bias, no skip, no ReLU."""
-    return np.zeros(0, np.float32), np.zeros((x.shape[0], 0, 0, 0), np.uint16), False
+def follows(y, b=None, z=None, relu=False):
+    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least that is written.
+    z is logically (N, K, P, Q)."""
+    bias = np.zeros(0, np.float32) if b is None else cast(b, np.float32)
+    return bias, y if z is None else bits(to_nhwc(z)), z is not None, np.float32(0 if relu else -np.inf)
 
 
-def _convolve(x, w, stride, padding, dilation, bias, z, relu):
+def _convolve(x, w, stride, padding, dilation, *more):
     x, w = to_nhwc(x), cast(w, np.float32)
     if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
         x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], bias, z, relu)
+    _multiply(x, _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
     return y
+
+
+def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
+    """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
+    rows = tile_rows(y.shape[2], panels.shape[3])
+    _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, *follows(y, *more))
 
 
 def _one_channel_more(x):
@@ -96,7 +100,7 @@ def _widen_pixels(x, wider):
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[0] % 2 == 0 and w.shape[1] % _LANES == 0
+    whole = w.shape[0] % 2 == 0 and w.shape[1] % LANES == 0
     return groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
 
 
@@ -114,7 +118,7 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     panels = pack(cast(w, np.float32), True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
         chosen = _paired(panels[:, r_taps][:, :, s_taps])
-        _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *_nothing(dy))
+        _multiply(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
 
 
@@ -139,71 +143,54 @@ def _pair_rows(first, second, pairs):
 
 
 @njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
+def _fprop(x, panels, y, taps, rows, stride, padding, dilation, bias, z, add, floor):
     for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
+        _fprop_image(x[n], panels, y[n], taps, rows, stride, padding, dilation, bias, z[n], add, floor)
 
 
 @njit()
-def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
+def _fprop_image(x, panels, y, taps, rows, stride, padding, dilation, bias, z, add, floor):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
-    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
-    wide, size = width > _LANES, x.itemsize
-    height = _ROWS if wide else _NARROW_ROWS
-    tile, sums = np.empty((height, width), x.dtype), np.empty((height, width), np.float32)
-    step, line = stride[1] * c, rows.shape[1] * c
+    height, columns = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, (q_size - 1) * stride[1] + taps
+    inside = padding == (0, 0) and height <= x.shape[0] and columns <= x.shape[1] and q_size >= rows
+    seen = x if inside else _padded(x, height, q_size, taps, stride[1], padding)
+    step, line, size = stride[1] * c, seen.shape[1] * c, 2
     for j in range(n_panels):
-        w = panels[j].ctypes.data
+        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
         for p in range(p_size):
-            for q in range(0, q_size, height):
-                whole = q + height <= q_size
-                a = rows.ctypes.data + (p * stride[0] * line + q * step) * size
-                place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * size
-                out, out_row = (place, y.strides[1] // size) if whole else (tile.ctypes.data, width)
-                if bias.size:
-                    if wide:
-                        multiply_pairs_2d(
-                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                            sums.ctypes.data, width, run, r_size, False, _ROWS, 2, sums.dtype,
-                        )  # fmt: skip
-                    else:
-                        multiply_pairs_2d(
-                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                            sums.ctypes.data, width, run, r_size, False, _NARROW_ROWS, 1, sums.dtype,
-                        )  # fmt: skip
-                    for m in range(min(height, q_size - q)):
-                        skip = z[p, q + m, j * width :] if z.size else z[:0, 0, 0]
-                        _finish(sums[m], bias[j * width :], skip, relu, y[p, q + m, j * width :])
-                    continue
-                if wide:
-                    multiply_pairs_2d(
-                        a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _ROWS, 2, x.dtype,
-                    )  # fmt: skip
-                elif step == _LANES:  # the first stage of a CIFAR ResNet: a constant leaves registers for addresses
-                    multiply_pairs_2d(
-                        a, _LANES // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _NARROW_ROWS, 1, x.dtype,
-                    )  # fmt: skip
-                else:
-                    multiply_pairs_2d(
-                        a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _NARROW_ROWS, 1, x.dtype,
-                    )  # fmt: skip
-                if not whole:
-                    for m in range(q_size - q):
-                        for l in range(width):
-                            y[p, q + m, j * width + l] = tile[m, l]
+            for q in range(0, q_size, rows):
+                q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
+                at = p * y.strides[0] + q * y.strides[1] + j * width * size
+                skip = z.ctypes.data + (p * z.strides[0] + q * z.strides[1] + j * width * size if add else 0)
+                tile(
+                    rows, seen.ctypes.data + (p * stride[0] * line + q * step) * size, step // 2, dilation * line // 2,
+                    w, run * width, y.ctypes.data + at, y.strides[1] // size, run, r_size,
+                    shift, skip, z.strides[1] // size, add, floor, q_size - q,
+                )  # fmt: skip
+
+
+@njit()
+def _padded(x, height, q_size, taps, stride, padding):
+    """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
+    h_size, w_size, c = x.shape
+    columns = (max(q_size, MOST_ROWS) - 1) * stride + taps
+    rows = np.empty((height, columns, c), x.dtype)
+    first, last = min(columns, padding[1]), min(columns, padding[1] + w_size)
+    for i in range(height):
+        h = i - padding[0]
+        if 0 <= h < h_size:
+            rows[i, :first] = 0
+            _copy_run(x[h].reshape(-1), rows[i, first:last].reshape(-1))
+            rows[i, last:] = 0
+        else:
+            rows[i] = 0
+    return rows
 
 
 @njit(inline=True)
-def _finish(sums, bias, z, relu, y):
-    """y = act(sums + bias + z), rounded."""
-    zero = splat(np.float32(0), _LANES, sums.dtype)
-    for l in range(0, sums.size, _LANES):
-        v = load(sums[l:].ctypes.data, _LANES, sums.dtype) + load(bias[l:].ctypes.data, _LANES, bias.dtype)
-        if z.size:
-            v = v + load(z[l:].ctypes.data, _LANES, z.dtype)
-        if relu:
-            v = where(v <= zero, zero, v)  # a NaN stays
-        store_as(y[l:].ctypes.data, v, y.dtype)
+def _copy_run(source, target):
+    """target = source[:target.size], of which whole vectors by vectors."""
+    whole = target.size // (2 * LANES) * LANES  # pairs
+    copy(source.ctypes.data, target.ctypes.data, whole, np.float32)
+    for i in range(2 * whole, target.size):
+        target[i] = source[i]
