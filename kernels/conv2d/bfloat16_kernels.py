@@ -68,17 +68,18 @@ def follows(y, b=None, z=None, relu=False):
 
 
 def _convolve(x, w, stride, padding, dilation, *more):
-    x, w = to_nhwc(x), cast(w, np.float32)
+    x = to_nhwc(x)
     if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
         x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _multiply(x, _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
+    _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
     return y
 
 
 def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
     """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
+    panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
     rows = tile_rows(y.shape[2], panels.shape[3])
     _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, *follows(y, *more))
 
@@ -115,18 +116,19 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
 def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    panels = pack(cast(w, np.float32), True)
+    panels = paired(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        chosen = _paired(panels[:, r_taps][:, :, s_taps])
+        chosen = np.ascontiguousarray(panels[:, r_taps][:, :, s_taps])
         _multiply(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
 
 
-def _paired(panels):
-    """(panels, R, S, C, width) float32, which bfloat16 holds -> (panels, R, S*C/2, width) pairs of bfloat16."""
-    count, r, s, c, width = panels.shape
-    pairs = empty((count, r, s * c // 2, width), np.uint32)
-    _pair_up(np.ascontiguousarray(panels).view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
+def paired(w, turned):
+    """w (K, C, R, S) -> panels of K: (panels, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+    panels = pack(cast(w, np.float32), turned)
+    *shape, c, width = panels.shape
+    pairs = empty((*shape, c // 2, width), np.uint32)
+    _pair_up(panels.view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
     return pairs
 
 
