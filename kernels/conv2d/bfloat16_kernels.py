@@ -26,6 +26,9 @@ from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 _DTYPES = ("bfloat16",)
+_TASKS = 16  # groups of images
+_LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
+_IMAGE_NUMBERS = 1 << 17  # and numbers of the images that each panel of them meets
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
@@ -68,9 +71,10 @@ def follows(y, b=None, z=None, relu=False):
 
 
 def _convolve(x, w, stride, padding, dilation, *more):
-    x = to_nhwc(x)
-    if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
-        x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    if x.shape[1] % 2:
+        x, w = _in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    else:
+        x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
     _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
@@ -80,24 +84,37 @@ def _convolve(x, w, stride, padding, dilation, *more):
 def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
     """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
     panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
-    rows = tile_rows(y.shape[2], panels.shape[3])
-    _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, *follows(y, *more))
+    rows, n = tile_rows(y.shape[2], panels.shape[3]), x.shape[0]
+    if panels.nbytes > _LARGE_FILTERS:  # each panel meets several images, and tasks have some of the panels
+        images, splits = max(1, min(-(-n // 2), _IMAGE_NUMBERS // max(1, x[0].size))), 2
+    else:
+        images, splits = -(-n // _TASKS), 1
+    at_once = images if splits > 1 else 1
+    _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more))
 
 
-def _one_channel_more(x):
-    wider = empty((*x.shape[:3], x.shape[3] + 1), x.dtype)
-    _widen_pixels(bits(x).reshape(-1, x.shape[3]), bits(wider).reshape(-1, wider.shape[3]))
+def _in_pairs(x):
+    """x (N, C, H, W), C odd, as (N, H, W, C + 1): a channel of zeros makes the pairs whole."""
+    n, c, h, w = x.shape
+    wider = empty((n, h, w, c + 1), x.dtype)
+    _pair_channels(bits(x), wider.view(np.uint32))
     return wider
 
 
 @njit(parallel=True)
-def _widen_pixels(x, wider):
-    n, block = len(x), 4096
-    for b in prange((n + block - 1) // block):
-        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, n)):
-            for l in range(x.shape[1]):
-                wider[i, l] = x[i, l]
-            wider[i, x.shape[1]] = 0
+def _pair_channels(x, pairs):
+    for row in prange(x.shape[0] * x.shape[2]):
+        n, h = divmod(np.int64(row), x.shape[2])
+        for j in range(pairs.shape[3] - 1):
+            _pair_pixels(x[n, 2 * j, h], x[n, 2 * j + 1, h], pairs[n, h, :, j])
+        for w in range(x.shape[3]):
+            pairs[n, h, w, pairs.shape[3] - 1] = x[n, x.shape[1] - 1, h, w]
+
+
+@njit(inline=True)
+def _pair_pixels(first, second, pairs):
+    for w in range(pairs.size):
+        pairs[w] = np.uint32(first[w]) | (np.uint32(second[w]) << np.uint32(16))
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
@@ -145,48 +162,65 @@ def _pair_rows(first, second, pairs):
 
 
 @njit(parallel=True)
-def _fprop(x, panels, y, taps, rows, stride, padding, dilation, bias, z, add, floor):
-    for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, rows, stride, padding, dilation, bias, z[n], add, floor)
+def _fprop(x, panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, bias, z, add, floor):
+    groups = (x.shape[0] + images - 1) // images
+    for task in prange(groups * splits):
+        part, group = divmod(np.int64(task), groups)
+        first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
+        start, stop = group * images, min((group + 1) * images, x.shape[0])
+        _fprop_images(
+            x[start:stop], panels, first, last, y[start:stop], taps, rows, stride, padding, dilation, at_once,
+            bias, z[start:stop], add, floor,
+        )  # fmt: skip
 
 
 @njit()
-def _fprop_image(x, panels, y, taps, rows, stride, padding, dilation, bias, z, add, floor):
-    c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
+def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilation, at_once, bias, z, add, floor):
+    """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
+    n, h, w, c = x.shape
+    (_, p_size, q_size, _), r_size = y.shape, panels.shape[1]
     height, columns = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, (q_size - 1) * stride[1] + taps
-    inside = padding == (0, 0) and height <= x.shape[0] and columns <= x.shape[1] and q_size >= rows
-    seen = x if inside else _padded(x, height, q_size, taps, stride[1], padding)
-    step, line, size = stride[1] * c, seen.shape[1] * c, 2
-    for j in range(n_panels):
+    if padding == (0, 0) and height <= h and columns <= w and q_size >= rows:  # read in place
+        _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor)
+        return
+    # Columns enough for tiles that hang over at the end.
+    seen = np.zeros((at_once, height, (max(q_size, MOST_ROWS) - 1) * stride[1] + taps, c), x.dtype)
+    for i in range(0, n, at_once):
+        j = min(i + at_once, n)
+        _pad(x[i:j], seen, padding)
+        _images(seen[: j - i], panels, first, last, y[i:j], rows, stride, dilation, bias, z[i:j], add, floor)
+
+
+@njit()
+def _pad(x, seen, padding):
+    """Copy images into the middle of `seen`, whose border is zero."""
+    n, h_size, w_size, _ = x.shape
+    left, right = padding[1], min(seen.shape[2], padding[1] + w_size)
+    if left < right:
+        for i in range(n):
+            for h in range(min(h_size, seen.shape[1] - padding[0])):
+                _copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
+
+
+@njit()
+def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
+    (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
+    c, size = x.shape[3], 2
+    step, line = stride[1] * c, x.shape[2] * c
+    for j in range(first, last):
         w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
-        for p in range(p_size):
+        for row in range(n * p_size):
+            i, p = divmod(row, p_size)
+            a = x.ctypes.data + i * x.strides[0] + p * stride[0] * line * size
+            out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
+            skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
             for q in range(0, q_size, rows):
                 q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
-                at = p * y.strides[0] + q * y.strides[1] + j * width * size
-                skip = z.ctypes.data + (p * z.strides[0] + q * z.strides[1] + j * width * size if add else 0)
                 tile(
-                    rows, seen.ctypes.data + (p * stride[0] * line + q * step) * size, step // 2, dilation * line // 2,
-                    w, run * width, y.ctypes.data + at, y.strides[1] // size, run, r_size,
-                    shift, skip, z.strides[1] // size, add, floor, q_size - q,
+                    rows, a + q * step * size, step // 2, dilation * line // 2, w, run * width,
+                    out + q * y.strides[2], y.strides[2] // size, run, r_size,
+                    shift, skip + q * z.strides[2], z.strides[2] // size, add, floor, q_size - q,
                 )  # fmt: skip
-
-
-@njit()
-def _padded(x, height, q_size, taps, stride, padding):
-    """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
-    h_size, w_size, c = x.shape
-    columns = (max(q_size, MOST_ROWS) - 1) * stride + taps
-    rows = np.empty((height, columns, c), x.dtype)
-    first, last = min(columns, padding[1]), min(columns, padding[1] + w_size)
-    for i in range(height):
-        h = i - padding[0]
-        if 0 <= h < h_size:
-            rows[i, :first] = 0
-            _copy_run(x[h].reshape(-1), rows[i, first:last].reshape(-1))
-            rows[i, last:] = 0
-        else:
-            rows[i] = 0
-    return rows
 
 
 @njit(inline=True)
