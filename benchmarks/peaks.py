@@ -131,7 +131,7 @@ def _multiply_add(threads, width, steps):
     return sums
 
 
-@njit()
+@helper()
 def _run_chains(width, steps):
     x = np.float32(0.5)
     if width == 64:

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..groups import BLOCK, flattened, numbers, roles_of, table, write_back
 from ..registry import kernel
 from .problem import ADAMW_STEP, roles_with
@@ -37,7 +37,7 @@ def _steps(tasks, factors, settings, amsgrad):
         _step(tasks[i], factors, settings, amsgrad)
 
 
-@njit()
+@helper()
 def _step(task, factors, settings, amsgrad):
     p, g, m, v = (
         numbers(task, 0, factors),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import BATCHNORM2D_BWD, BATCHNORM2D_FPROP_INFER, BATCHNORM2D_FPROP_TRAIN
@@ -118,7 +118,7 @@ def _statistics(x, length, block, partial):
         _block_statistics(x[first : first + block], length, partial[b])
 
 
-@njit()
+@helper()
 def _block_statistics(x, length, out):
     """The mean, and the sum of squared distances from it, of every channel: out (2, C)."""
     c = out.shape[1]
@@ -145,7 +145,7 @@ def _block_statistics(x, length, out):
         out[1, k] = max(out[1, k] - n * rounding * rounding, 0.0)
 
 
-@njit()
+@helper()
 def _fold(total, out):
     """Sum the positions of a super row into their channels."""
     out[:] = 0
@@ -162,7 +162,7 @@ def _normalise(x, z, y, mean, scale, beta, add, relu, block):
         _normalise_block(x[first:last], z[first:last], y[first:last], mean, scale, beta, add, relu)
 
 
-@njit()
+@helper()
 def _normalise_block(x, z, y, mean, scale, beta, add, relu):
     zero = x.dtype.type(0)
     for first in range(0, x.size, mean.size):
@@ -185,7 +185,7 @@ def _sums(dy, x, y, dz, mean, relu, residual, block, partial):
         _block_sums(dy[first:last], x[first:last], y[first:last], dz[first:last], mean, relu, residual, partial[b])
 
 
-@njit()
+@helper()
 def _block_sums(dy, x, y, dz, mean, relu, residual, out):
     """Sums of g and of g * (x - mean) of every channel: out (2, C). Writes g into dz if there is a residual."""
     zero = x.dtype.type(0)
@@ -215,7 +215,7 @@ def _dx(g, x, y, dx, mean, scale, constant, slope, relu, training, block):
         )
 
 
-@njit()
+@helper()
 def _dx_block(g, x, y, dx, mean, scale, constant, slope, relu, training):
     """dx = scale * g - constant - slope * (x - mean), and scale * g in evaluation."""
     zero = x.dtype.type(0)

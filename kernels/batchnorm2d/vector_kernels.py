@@ -23,7 +23,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.bfloat16 import bits
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where, widen
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -146,7 +146,7 @@ def _affine(gamma, beta, mean, inv_std, vectors):
         vectors[0, l], vectors[1, l], vectors[2, l] = mean[k], gamma[k] * inv_std[k], beta[k]
 
 
-@njit()
+@helper()
 def _total(partial, c):
     """Add up all blocks, and the columns of each channel, into partial[0, :, :c]."""
     total = partial[0]
@@ -191,7 +191,7 @@ def _statistics(x, shift, group, partial):
         _block_statistics(x[first:last], shift, group, partial[b])
 
 
-@njit()
+@helper()
 def _block_statistics(x, shift, group, out):
     """Sums of d and d² of every column into out (2, length), d = x - shift."""
     out[:] = 0
@@ -220,7 +220,7 @@ def _normalise(x, z, y, vectors, add, relu, group):
         _normalise_group(x[first:last], z[first:last], y[first:last], vectors, add, relu)
 
 
-@njit()
+@helper()
 def _normalise_group(x, z, y, vectors, add, relu):
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
     zero = splat(vectors.dtype.type(0), PANEL, vectors.dtype)
@@ -247,7 +247,7 @@ def _sums(dy, x, y, dz, vectors, relu, again, residual, group, partial):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
     """Sums of g and of g * (x - mean) of every column into out (2, length). Writes g into dz if there is a residual."""
     out[:] = 0
@@ -285,7 +285,7 @@ def _dx(g, x, y, dx, vectors, relu, again, group):
         _dx_group(g[first:last], x[first:last], y[first:last], dx[first:last], vectors, relu, again)
 
 
-@njit()
+@helper()
 def _dx_group(dy, x, y, dx, vectors, relu, again):
     """dx = scale * g - constant - slope * (x - mean)."""
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize

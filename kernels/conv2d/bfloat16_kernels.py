@@ -15,7 +15,7 @@ from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
 from ..cpu.vectors import load, splat, store_as, where
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -144,7 +144,7 @@ def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
         _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
 
 
-@njit()
+@helper()
 def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)

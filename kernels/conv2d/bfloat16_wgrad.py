@@ -16,7 +16,7 @@ from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -62,7 +62,7 @@ def _wgrad(x, dy, partial, taps, stride, padding, dilation):
             _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
-@njit()
+@helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     (h_size, _, c), (p_size, q_size, k), r_size = x.shape, dy.shape, dw.shape[0]
     pairs = (q_size + 1) // 2
@@ -99,7 +99,7 @@ def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
                         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _interleave(row, pairs, first, stride):
     """pairs[j, c] = row[first + 2 j stride, c] and the pixel `stride` further, zeros outside of the row (W, C)."""
     for j in range(pairs.shape[0]):
@@ -148,7 +148,7 @@ def _split(dy, panels):
         _split_panel(dy, panels[j], np.int64(j) * panels.shape[2])
 
 
-@njit()
+@helper()
 def _split_panel(dy, panel, first):
     for i in range(panel.shape[0]):
         has_second = 2 * i + 1 < dy.shape[0]
@@ -167,7 +167,7 @@ def _sum_parts(x, panels, parts, pixels, p, q, stride, padding, dilation):
         _part(x, panels, parts[r, s], pixels, p, q, stride, top, left, channel, panel)
 
 
-@njit()
+@helper()
 def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
     """dw (C, K): a few of its rows, and the columns of some panels."""
     width, k = panels.shape[2], dw.shape[1]
@@ -192,7 +192,7 @@ def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
                     )  # fmt: skip
 
 
-@njit()
+@helper()
 def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
     """seen[i, c]: what a tap sees at the output pixels of pair start + i; zeros outside x."""
     last = channel + seen.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
 from ..memory import to_nhwc
 from ..registry import kernel
@@ -89,7 +89,7 @@ def _finish(y, b, z, has_z, relu):
         _finish_row(y[n, p], b, z[n, p], has_z, relu)
 
 
-@njit()
+@helper()
 def _finish_row(y, b, z, has_z, relu):
     for q in range(y.shape[0]):
         for k in range(y.shape[1]):

@@ -18,7 +18,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -120,7 +120,7 @@ def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
         _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
 
 
-@njit()
+@helper()
 def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
@@ -156,7 +156,7 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, fl
                             y[p, q + m, j * width + l] = tile[m, l]
 
 
-@njit()
+@helper()
 def padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
     h_size, w_size, c = x.shape
@@ -183,7 +183,7 @@ def _wgrad(x, dy, partial, taps, stride, padding, dilation):
             _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
-@njit()
+@helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)

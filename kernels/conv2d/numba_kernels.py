@@ -15,7 +15,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import ROWS, lanes, multiply_tile
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -42,7 +42,7 @@ def _loops(x, w, y, stride, padding, dilation, groups):
         _loops_row(x, w, y, stride, padding, dilation, groups, np.int64(row))
 
 
-@njit()
+@helper()
 def _loops_row(x, w, y, stride, padding, dilation, groups, row):
     (h_size, w_size), (k_size, c_size, r_size, s_size) = x.shape[1:3], w.shape
     n, p = divmod(row, y.shape[1])
@@ -156,7 +156,7 @@ def _convolve_blocks(x, panels, y, rows, cols, stride, k, pixels, block):
         _convolve_block(x, panels, y, rows, cols, stride, k, first, min(block, pixels - first))
 
 
-@njit()
+@helper()
 def _convolve_block(x, panels, y, rows, cols, stride, k, first, count):
     groups, n_panels, taps, width = panels.shape
     c = taps // (rows.size * cols.size)
@@ -199,7 +199,7 @@ def _tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, width, x):
         multiply_tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ROWS, 2, x.dtype)
 
 
-@njit()
+@helper()
 def _gather(x, channel, c, rows, cols, stride, first, count, p_size, q_size, patches):
     """Row i of `patches`: what output pixel number first + i sees, in the order (r, s, c); zeros outside x."""
     _, h_size, w_size, c_all = x.shape
@@ -242,7 +242,7 @@ def _wgrad_splits(x, dy, partial, rows, cols, stride, groups, block, width):
         _wgrad_split(x, dy, partial[t], rows, cols, stride, groups, block, width, start, stop)
 
 
-@njit()
+@helper()
 def _wgrad_split(x, dy, dw, rows, cols, stride, groups, block, width, start, stop):
     _, p_size, q_size, k_all = dy.shape
     k, c, (taps, columns) = k_all // groups, x.shape[3] // groups, dw.shape[1:]

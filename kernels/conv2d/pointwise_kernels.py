@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -87,7 +87,7 @@ def _multiply_blocks(x, panels, y, blocks, bias, z, add, floor):
         _multiply_block(x, panels, y, first, last, bias, z, add, floor)
 
 
-@njit()
+@helper()
 def _multiply_block(x, panels, y, first, last, bias, z, add, floor):
     (n_panels, c, width), k, size = panels.shape, y.shape[1], x.itemsize
     for j in range(n_panels):

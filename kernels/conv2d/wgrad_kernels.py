@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
@@ -64,7 +64,7 @@ def _split(dy, panels):
         _split_panel(dy, panels[j], np.int64(j) * panels.shape[2])
 
 
-@njit()
+@helper()
 def _split_panel(dy, panel, first):
     width, k, size = panel.shape[1], dy.shape[1], dy.itemsize
     for i in range(panel.shape[0]):
@@ -82,7 +82,7 @@ def _sum_parts(x, panels, parts, p, q, stride, padding, dilation):
         _part(x, panels, parts[r, s], p, q, stride, top, left, part // groups * _CHANNELS, part % groups * _PANELS)
 
 
-@njit()
+@helper()
 def _part(x, panels, dw, p, q, stride, top, left, channel, first_panel):
     """dw (C, K): a few of its rows, and the columns of some panels."""
     (_, pixels, width), k, size = panels.shape, dw.shape[1], x.itemsize
@@ -107,7 +107,7 @@ def _part(x, panels, dw, p, q, stride, top, left, channel, first_panel):
                     )  # fmt: skip
 
 
-@njit()
+@helper()
 def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
     """seen[i, c]: what a tap sees of `channels` channels at output pixel number start + i; zeros outside x."""
     _, h_size, w_size, c = x.shape
@@ -128,7 +128,7 @@ def unpack(parts, dw, width):
         _unpack_panel(parts, dw, np.int64(j) * width, width)
 
 
-@njit()
+@helper()
 def _unpack_panel(parts, dw, first, width):
     r_size, s_size, c, _ = parts.shape
     taps = r_size * s_size

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
@@ -61,7 +61,7 @@ def _multiply(x, dy, partial, stride, width):
         _share(x, dy, partial[t], stride, width, i * _CHANNELS, pixels * t // shares, pixels * (t + 1) // shares)
 
 
-@njit()
+@helper()
 def _share(x, dy, dw, stride, width, channel, first, last):
     """dw (panels of K, C, width): the rows of a task, from its share of the pixels."""
     (_, p, q, k), c, size, wide = dy.shape, x.shape[3], x.itemsize, width * x.itemsize > _VECTOR_BYTES
@@ -89,7 +89,7 @@ def _share(x, dy, dw, stride, width, channel, first, last):
                         multiply_tile(a, 1, _SIDE_BY_SIDE, b, width, out, width, count, further, 16, 1, x.dtype)
 
 
-@njit()
+@helper()
 def _lay_out(x, seen, p, q, stride, channel, channels, start, count):
     """seen[c // 16, i, c % 16] = channel c of what output pixel number start + i sees."""
     _, h_size, w_size, c = x.shape
@@ -108,7 +108,7 @@ def _sum(partial, dw):
         _sum_panel(partial, dw, np.int64(j))
 
 
-@njit()
+@helper()
 def _sum_panel(partial, dw, j):
     shares, _, c, width = partial.shape
     total = partial[0, j].reshape(-1)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.transforms import transform_2d
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -142,7 +142,7 @@ def _transform_filters(w, turned, panels, width):
         _filters(w, turned, np.int64(j) * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
 
 
-@njit()
+@helper()
 def _filters(w, turned, output, width, first, n, u, u_plane):
     """U for `width` filters from `output` on, and their n channels from `first` on."""
     taps = aligned((n * _TAPS * _TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
@@ -157,7 +157,7 @@ def _filters(w, turned, output, width, first, n, u, u_plane):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def patches(x, v, v_plane, padding, p, q, first, count):
     """V for the tiles from `first` on."""
     _, h, w, c = x.shape
@@ -174,7 +174,7 @@ def patches(x, v, v_plane, padding, p, q, first, count):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
     """y, from M for the tiles from `first` on and the filters from `channel` on."""
     _, p, q, k = y.shape
@@ -199,7 +199,7 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
             )  # fmt: skip
 
 
-@njit()
+@helper()
 def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
     """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
     size = like.itemsize
@@ -226,7 +226,7 @@ def _by_tiles(x, panels, y, padding, tiles, block, width, bias, floor):
         _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor)
 
 
-@njit()
+@helper()
 def _tile_block(x, panels, y, padding, first, count, width, bias, floor):
     c = x.shape[3]
     v_plane, m_plane = plane(count, c), plane(count, width)
@@ -255,7 +255,7 @@ def _by_filters(w, turned, v, y, tiles, block, width, bias, floor):
         _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor)
 
 
-@njit()
+@helper()
 def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor):
     c = w.shape[0 if turned else 1]
     u_plane, m_plane = plane(_CHUNK, width), plane(count, width)

@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import multiply_tile
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -87,7 +87,7 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
 
 
-@njit()
+@helper()
 def _upstream(dy, d, d_plane, first, count):
     """D for the tiles from `first` on."""
     _, p, q, k = dy.shape
@@ -104,7 +104,7 @@ def _upstream(dy, d, d_plane, first, count):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, like):
     """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters."""
     size = like.itemsize
@@ -123,7 +123,7 @@ def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns,
                     multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
 
 
-@njit()
+@helper()
 def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
     """Add dU, transformed back, to dw (K, C, 3, 3)."""
     n, c = _TAPS * _TAPS, dw.shape[1]
@@ -145,7 +145,7 @@ def _by_tiles(x, dy, du, padding, tiles, block, width):
         _share(x, dy, du[t], padding, tiles, block, first, last, width)
 
 
-@njit()
+@helper()
 def _share(x, dy, du, padding, tiles, block, first, last, width):
     c, k = x.shape[3], dy.shape[3]
     v_plane, d_plane = plane(block, c), plane(block, k)
@@ -167,7 +167,7 @@ def _sum_shares(du, count):
             _add(du[0, e, :count], du[s, e, :count])
 
 
-@njit()
+@helper()
 def _add(total, share):
     total += share
 
@@ -198,7 +198,7 @@ def _by_filters(v, d, dw, count, width):
         _chunk(v, d, dw, j * width, width, i * _CHUNK, count)
 
 
-@njit()
+@helper()
 def _chunk(v, d, dw, first_k, width, first_c, count):
     k, c = dw.shape[:2]
     n = min(_CHUNK, c - first_c)

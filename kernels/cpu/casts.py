@@ -10,7 +10,7 @@ from numba import prange
 
 from ..memory import dense_order, empty
 from .bfloat16 import bits
-from .jit import njit
+from .jit import helper, njit
 from .vectors import PANEL, load, store_as
 
 _BLOCK = 1 << 15  # numbers of a task, whole panels
@@ -36,7 +36,7 @@ def _cast(a, y):
         _cast_block(a[first:last], y[first:last])
 
 
-@njit()
+@helper()
 def _cast_block(a, y):
     whole = y.size - y.size % PANEL
     _panels(a, y, whole)

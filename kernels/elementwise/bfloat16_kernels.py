@@ -7,7 +7,7 @@ from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.vectors import PANEL, load, splat, store_as, where
 from ..memory import dense_order, empty
 from ..registry import kernel
@@ -65,7 +65,7 @@ def _elementwise(a, b, y, op):
         _block(a[first:last], b[first:last], y[first:last], op)
 
 
-@njit()
+@helper()
 def _block(a, b, y, op):
     whole = y.size - y.size % PANEL
     _panels(a, b, y, op, whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..memory import dense_order, empty
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
@@ -59,7 +59,7 @@ def _elementwise(a, b, y, op, block):
         _elementwise_block(a[first:last], b[first:last], y[first:last], op)
 
 
-@njit()
+@helper()
 def _elementwise_block(a, b, y, op):
     zero = a.dtype.type(0)
     if op == _RELU:
@@ -81,7 +81,7 @@ def _accumulate(a, b, block):
         _accumulate_block(a[first:last], b[first:last])
 
 
-@njit()
+@helper()
 def _accumulate_block(a, b):
     for i in range(a.size):
         a[i] += b[i]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.vectors import PANEL, load, splat, store, total
 from ..memory import empty
 from ..registry import kernel
@@ -115,7 +115,7 @@ def _sums(factors, rows, y):
         _task_sums(factors, rows, y, high * _ROWS, column * _COLUMNS)
 
 
-@njit()
+@helper()
 def _task_sums(factors, rows, y, top, left):
     right, below = min(left + _COLUMNS, y.shape[1]), min(top + _ROWS, len(y))
     y[top:below, left:right] = 0

@@ -8,7 +8,7 @@ of channels, within which the order of additions is fixed.
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .numpy_kernels import divisors
@@ -32,7 +32,7 @@ def _max_rows(x, y, indices, kernel, stride, padding, dilation):
         _max_row(x, y, indices, kernel, stride, padding, dilation, np.int64(row))
 
 
-@njit()
+@helper()
 def _max_row(x, y, indices, kernel, stride, padding, dilation, row):
     _, h_size, w_size, channels = x.shape
     n, p = divmod(row, y.shape[1])
@@ -74,7 +74,7 @@ def _scatter_images(dy, indices, dx):
         _scatter_image(dy[n], indices[n], dx[n], first, min(first + _CHANNELS, dx.shape[2]))
 
 
-@njit()
+@helper()
 def _scatter_image(dy, indices, dx, first, stop):
     for pixel in range(dx.shape[0]):
         for c in range(first, stop):
@@ -101,7 +101,7 @@ def _average_rows(x, y, rows, cols, kernel, stride, padding):
         _average_row(x, y, rows, cols, kernel, stride, padding, np.int64(row))
 
 
-@njit()
+@helper()
 def _average_row(x, y, rows, cols, kernel, stride, padding, row):
     _, h_size, w_size, channels = x.shape
     n, p = divmod(row, y.shape[1])
@@ -136,7 +136,7 @@ def _spread_rows(dy, dx, rows, cols, kernel, stride, padding):
         _spread_row(dy, dx, rows, cols, kernel, stride, padding, np.int64(row))
 
 
-@njit()
+@helper()
 def _spread_row(dy, dx, rows, cols, kernel, stride, padding, row):
     _, p_size, q_size, channels = dy.shape
     n, h = divmod(row, dx.shape[1])

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..groups import BLOCK, flattened, numbers, roles_of, table, write_back
 from ..registry import kernel
 from .problem import SGD_STEP, roles_with
@@ -37,7 +37,7 @@ def _steps(tasks, lr, factors, has_buf, nesterov, first):
         _step(tasks[i], lr, factors, has_buf, nesterov, first)
 
 
-@njit()
+@helper()
 def _step(task, lr, factors, has_buf, nesterov, first):
     p, g = numbers(task, 0, lr), numbers(task, 1, lr)
     buf = numbers(task, 2 if has_buf else 0, lr)  # not read without momentum

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..groups import BLOCK, flattened, numbers, table, write_back
 from ..registry import kernel
 from .problem import UNSCALE
@@ -41,7 +41,7 @@ def _tasks(tasks, factor):
     return bad
 
 
-@njit()
+@helper()
 def _unscale(task, factor):
     g, by, most, bad = numbers(task, 0, factor), factor[0], np.finfo(factor.dtype).max, 0
     for i in range(np.int64(g.size)):
