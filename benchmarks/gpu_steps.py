@@ -208,7 +208,8 @@ def replays(argument: str) -> Iterator[Row]:
     import minires
 
     batches = [tuple(minires.from_numpy(a).to("cuda") for a in _batch(128, 32, seed)) for seed in range(4)]
-    nets, steps, schedules = [], [], []
+    nets, schedules = [], []
+    steps: list[Any] = []  # the second of them a GraphedStep
     for graph in (False, True):
         net = minires.nn.Sequential(network("resnet20", "one_op" in argument), minires.nn.Dropout(0.1))
         step, optimizer = training_step(net, "amp" in argument, graph)
@@ -225,7 +226,7 @@ def replays(argument: str) -> Iterator[Row]:
         if losses[0] != losses[1] or (number % 100 == 0 and not _same(*nets)):
             row["first_different"] = number
             break
-    row |= {"captured": steps[1].captured, "weights_equal": _same(*nets)}  # type: ignore[attr-defined]
+    row |= {"captured": steps[1].captured, "weights_equal": _same(*nets)}
     yield row
     if row["first_different"] is not None or not row["weights_equal"] or not row["captured"]:
         raise RuntimeError(f"replays are not what steps without a graph are: {row}")

@@ -50,7 +50,10 @@ class TrainStep:
         self.graphs: tuple[GraphedStep, GraphedStep] | None = None
         if recipe.cuda_graphs:
             first = make_graphed_step(self._whole_gradient, depends=self._stage, note=note)
-            again = lambda: first.captures  # noqa: E731  (its gradients lie elsewhere then)
+
+            def again() -> int:
+                return first.captures  # captured anew, its gradients lie elsewhere
+
             self.graphs = first, make_graphed_step(optimizer.step, 1, again, note, recipe.device)
 
     def __call__(self, number: int, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
