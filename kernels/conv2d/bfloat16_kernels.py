@@ -11,12 +11,12 @@ twice as many products per second as float32 has; elsewhere pairs are widened in
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
+from ..cpu.parallel import parallel
 from ..cpu.vectors import load, splat, store_as, where
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -28,6 +28,7 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 _ROWS = 8  # of a tile of two vectors
 _NARROW_ROWS = 16  # of a tile of one: as many sums under way
 _LANES = lanes(np.float32)
+_PIXELS = 4096  # of a task that copies
 _DTYPES = ("bfloat16",)
 
 
@@ -75,24 +76,24 @@ def _convolve(x, w, stride, padding, dilation, bias, z, relu):
         x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], bias, z, relu)
+    panels, taps = _paired(pack(w, False)), w.shape[3]
+    _fprop(len(x), bits(x), panels, bits(memory), taps, stride, padding, dilation[0], bias, z, relu)
     return y
 
 
 def _one_channel_more(x):
     wider = empty((*x.shape[:3], x.shape[3] + 1), x.dtype)
-    _widen_pixels(bits(x).reshape(-1, x.shape[3]), bits(wider).reshape(-1, wider.shape[3]))
+    pixels = bits(x).reshape(-1, x.shape[3])
+    _widen_pixels(-(-len(pixels) // _PIXELS), pixels, bits(wider).reshape(-1, wider.shape[3]))
     return wider
 
 
-@njit(parallel=True)
-def _widen_pixels(x, wider):
-    n, block = len(x), 4096
-    for b in prange((n + block - 1) // block):
-        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, n)):
-            for l in range(x.shape[1]):
-                wider[i, l] = x[i, l]
-            wider[i, x.shape[1]] = 0
+@parallel()
+def _widen_pixels(b, x, wider):
+    for i in range(b * _PIXELS, min((b + 1) * _PIXELS, len(x))):
+        for l in range(x.shape[1]):
+            wider[i, l] = x[i, l]
+        wider[i, x.shape[1]] = 0
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
@@ -114,7 +115,8 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     panels = pack(cast(w, np.float32), True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
         chosen = _paired(panels[:, r_taps][:, :, s_taps])
-        _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *_nothing(dy))
+        at = (-rows[0], -cols[0])
+        _fprop(len(dy), bits(dy), chosen, part, len(s_taps), (1, 1), at, dilation[0], *_nothing(dy))
     return dx
 
 
@@ -122,14 +124,14 @@ def _paired(panels):
     """(panels, R, S, C, width) float32, which bfloat16 holds -> (panels, R, S*C/2, width) pairs of bfloat16."""
     count, r, s, c, width = panels.shape
     pairs = empty((count, r, s * c // 2, width), np.uint32)
-    _pair_up(np.ascontiguousarray(panels).view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
+    numbers = np.ascontiguousarray(panels).view(np.uint32).reshape(-1, 2, width)
+    _pair_up(len(numbers), numbers, pairs.reshape(-1, width))
     return pairs
 
 
-@njit(parallel=True)
-def _pair_up(numbers, pairs):
-    for i in prange(len(pairs)):
-        _pair_rows(numbers[np.int64(i), 0], numbers[np.int64(i), 1], pairs[np.int64(i)])
+@parallel()
+def _pair_up(i, numbers, pairs):
+    _pair_rows(numbers[i, 0], numbers[i, 1], pairs[i])
 
 
 @njit(inline=True)
@@ -138,10 +140,9 @@ def _pair_rows(first, second, pairs):
         pairs[l] = (first[l] >> np.uint32(16)) | (second[l] & np.uint32(0xFFFF0000))
 
 
-@njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
-    for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
+@parallel()
+def _fprop(n, x, panels, y, taps, stride, padding, dilation, bias, z, relu):
+    _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
 
 
 @helper()

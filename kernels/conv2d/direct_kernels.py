@@ -15,11 +15,11 @@ Needs: columns not dilated, groups=1, and (for whole vectors) a multiple of the 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile_2d
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue, multiply_tile_then
@@ -73,7 +73,7 @@ def convolve_direct(x, w, stride, padding, dilation, *follows):
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
     _fprop(
-        x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
+        len(x), x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
     )  # fmt: skip
     return y
 
@@ -85,7 +85,7 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
         chosen = _runs(panels[:, r_taps][:, :, s_taps])
-        _fprop(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
+        _fprop(len(dy), dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
     return dx
 
 
@@ -104,7 +104,7 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
-    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
+    _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     return np.ascontiguousarray(partial.sum(0)[:, : s * c].reshape(r, s, c, k).transpose(3, 2, 0, 1))
 
 
@@ -114,10 +114,9 @@ def _runs(panels):
     return np.ascontiguousarray(panels).reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
-@njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
-    for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
+@parallel()
+def _fprop(n, x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
+    _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
 
 
 @helper()
@@ -174,13 +173,12 @@ def padded(x, height, q_size, taps, stride, padding):
     return rows
 
 
-@njit(parallel=True)
-def _wgrad(x, dy, partial, taps, stride, padding, dilation):
+@parallel()
+def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
     n, splits = x.shape[0], partial.shape[0]
-    for t in prange(splits):
-        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
-        for i in range(first, last):
-            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
+    first, last = n * t // splits, n * (t + 1) // splits
+    for i in range(first, last):
+        _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
 @helper()

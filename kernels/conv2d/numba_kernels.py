@@ -12,11 +12,11 @@ see, then multiply":
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
 from ..cpu.jit import helper, njit
 from ..cpu.microkernel import ROWS, lanes, multiply_tile
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
@@ -32,14 +32,13 @@ def fprop_loops(x, w, *, stride, padding, dilation, groups):
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
-    _loops(x, w, memory, stride, padding, dilation, groups)
+    _loops(x.shape[0] * memory.shape[1], x, w, memory, stride, padding, dilation, groups)
     return y
 
 
-@njit(parallel=True)
-def _loops(x, w, y, stride, padding, dilation, groups):
-    for row in prange(x.shape[0] * y.shape[1]):
-        _loops_row(x, w, y, stride, padding, dilation, groups, np.int64(row))
+@parallel()
+def _loops(row, x, w, y, stride, padding, dilation, groups):
+    _loops_row(x, w, y, stride, padding, dilation, groups, row)
 
 
 @helper()
@@ -96,7 +95,7 @@ def wgrad_im2col_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     # The sum over pixels is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(32, _PARTIALS // int(np.prod(shape)), n * p * q // block))
     partial = np.zeros((splits, *shape), x.dtype)
-    _wgrad_splits(x, dy, partial, rows, cols, stride, groups, block, width)
+    _wgrad_splits(len(partial), x, dy, partial, rows, cols, stride, groups, block, width)
     dw = partial.sum(0)[:, :taps, : k // groups].reshape(groups, *kernel_hw, c, k // groups)
     return np.ascontiguousarray(dw.transpose(0, 4, 3, 1, 2)).reshape(k, c, *kernel_hw)
 
@@ -146,14 +145,13 @@ def _convolve(x, w, y, rows, cols, stride, groups):
     panels = np.zeros((groups, _round_up(k, width), taps), x.dtype)
     panels[:, :k] = w.reshape(groups, k, taps)
     panels = np.ascontiguousarray(panels.reshape(groups, -1, width, taps).transpose(0, 1, 3, 2))
-    _convolve_blocks(x, panels, y, rows, cols, stride, k, n * p * q, _block(taps))
+    _convolve_blocks(-(-(n * p * q) // _block(taps)), x, panels, y, rows, cols, stride, k, n * p * q, _block(taps))
 
 
-@njit(parallel=True)
-def _convolve_blocks(x, panels, y, rows, cols, stride, k, pixels, block):
-    for b in prange((pixels + block - 1) // block):
-        first = np.int64(b) * block
-        _convolve_block(x, panels, y, rows, cols, stride, k, first, min(block, pixels - first))
+@parallel()
+def _convolve_blocks(b, x, panels, y, rows, cols, stride, k, pixels, block):
+    first = b * block
+    _convolve_block(x, panels, y, rows, cols, stride, k, first, min(block, pixels - first))
 
 
 @helper()
@@ -233,13 +231,12 @@ def _gather(x, channel, c, rows, cols, stride, first, count, p_size, q_size, pat
                             patches[i, at + s * c + l] = 0
 
 
-@njit(parallel=True)
-def _wgrad_splits(x, dy, partial, rows, cols, stride, groups, block, width):
+@parallel()
+def _wgrad_splits(t, x, dy, partial, rows, cols, stride, groups, block, width):
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
     splits = partial.shape[0]
-    for t in prange(splits):
-        start, stop = pixels * np.int64(t) // splits, pixels * (np.int64(t) + 1) // splits
-        _wgrad_split(x, dy, partial[t], rows, cols, stride, groups, block, width, start, stop)
+    start, stop = pixels * t // splits, pixels * (t + 1) // splits
+    _wgrad_split(x, dy, partial[t], rows, cols, stride, groups, block, width, start, stop)
 
 
 @helper()

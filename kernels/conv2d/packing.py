@@ -7,11 +7,11 @@ for the small images of a ResNet's last stage; here square blocks are transposed
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
 from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, transpose_block
 from ..memory import empty
 
@@ -29,7 +29,7 @@ def pack(w, turned):
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
     panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
-    _pack(w, turned, panels)
+    _pack(len(panels), w, turned, panels)
     return panels
 
 
@@ -77,10 +77,9 @@ def _transpose(w, at, row, columns, width, out, first):
                         out[(first + j + i) * width + l + m] = flat[start + m * row + i]
 
 
-@njit(parallel=True)
-def _pack(w, turned, panels):
-    for j in prange(panels.shape[0]):
-        _pack_panel(w, turned, np.int64(j), panels[j])
+@parallel()
+def _pack(j, w, turned, panels):
+    _pack_panel(w, turned, j, panels[j])
 
 
 @helper()

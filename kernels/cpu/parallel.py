@@ -34,21 +34,21 @@ _OTHER_STATUS = set(Status._fields) - {"code", "excinfoptr"}  # what a failure i
 def parallel() -> Callable[[Callable], Any]:
     """Make `task(i, *arguments)` a function of Python, `task(n, *arguments)`, that runs it for all i < n.
 
-    Threads take equal runs of neighbouring indices. What a task raises (where memory is short) is raised by the
-    launcher, after all others are done; of several, one.
+    Threads take equal runs of neighbouring indices; a single task runs in the caller's. What a task raises (where
+    memory is short) is raised by the launcher, after all others are done; of several, one.
     """
 
     def decorate(task: Callable) -> Any:
         index, *arguments = inspect.signature(task).parameters
         names = ", ".join(arguments)
-        text = f"def {task.__name__}({index}, {names}):\n    launch(task, {index}, ({names},))\n"
-        where = {"__name__": task.__module__, "launch": launch}
+        text = f"def {task.__name__}({index}, {names}):\n    __launch(__task, {index}, ({names},))\n"
+        where = {"__name__": task.__module__, "__launch": launch}
         exec(compile(text, task.__code__.co_filename, "exec"), where)  # as Numba wants to read a function's parameters
         launcher = where[task.__name__]
         launcher.__doc__ = task.__doc__
         launcher.__code__ = launcher.__code__.replace(co_firstlineno=task.__code__.co_firstlineno)
         task.__qualname__ += ".task"  # the name of its file in the cache
-        where["task"] = helper()(task)
+        where["__task"] = helper()(task)
         return njit()(launcher)
 
     return decorate
@@ -76,7 +76,11 @@ def launch(typing_context, task, n, arguments):
         threads = builder.call(_external(builder.module, "get_num_threads", _INT64), [])
         run = _external(builder.module, "numba_parallel_for", ir.VoidType(), *[_POINTER] * 5, *[_INT64] * 3)
         pointers = [builder.bitcast(p, _POINTER) for p in (calls, first, count, step, place)]
-        builder.call(run, [*pointers, ir.Constant(_INT64, 0), ir.Constant(_INT64, 1), threads])
+        with builder.if_else(builder.icmp_signed(">", args[1], ir.Constant(_INT64, 1))) as (several, alone):
+            with several:
+                builder.call(run, [*pointers, ir.Constant(_INT64, 0), ir.Constant(_INT64, 1), threads])
+            with alone:  # no need to wake a thread
+                builder.call(calls, [first, count, step, pointers[-1]])
         _raise_failure(context, builder, place)
         return context.get_dummy_value()
 
