@@ -158,16 +158,18 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, fl
 @helper()
 def padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
-    h_size, w_size, c = x.shape
+    h_size, _, c = x.shape
     columns = ((q_size + _MOST_ROWS - 1) // _MOST_ROWS * _MOST_ROWS - 1) * stride + taps + (_MOST_ROWS + c - 1) // c
     rows = np.empty((height, columns, c), x.dtype)
     for i in range(height):
         h = i - padding[0]
         if 0 <= h < h_size:
-            rows[i, : padding[1]] = 0
-            stop = min(rows.shape[1], padding[1] + w_size)
-            rows[i, padding[1] : stop] = x[h, : stop - padding[1]]
-            rows[i, stop:] = 0
+            row, line, first = rows[i].reshape(-1), x[h].reshape(-1), padding[1] * c
+            size = min(row.size - first, line.size)
+            row[:first] = 0
+            for l in range(size):  # an assignment of slices brings the compiler all that Numba has for its errors
+                row[first + l] = line[l]
+            row[first + size :] = 0
         else:
             rows[i] = 0
     return rows

@@ -128,7 +128,7 @@ def unpack(j, parts, dw, width):
 
 @helper()
 def _unpack_panel(parts, dw, first, width):
-    _, s_size, c, _ = parts.shape
+    r_size, s_size, c, _ = parts.shape
     taps = r_size * s_size
     rows = aligned(c * taps * width, dw)
     for r in range(r_size):

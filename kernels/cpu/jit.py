@@ -94,9 +94,7 @@ class _Announcer(event.Listener):
             return  # most are there; a new shape or dtype takes a second or two
         else:
             where = f"they are kept in {cache_root()}"
-        print(
-            f"minires: compiling the CPU kernels, once, for about half a minute; {where}", file=sys.stderr, flush=True
-        )
+        print(f"minires: compiling the CPU kernels, once, for some 20 seconds; {where}", file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:
         """Nothing to say."""
