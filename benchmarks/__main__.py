@@ -11,6 +11,7 @@ from .kernels import kernels
 from .loader import loader
 from .memory import memory
 from .networks import networks
+from .profile import profile
 from .readme import readme
 from .resume_cycles import resume_cycles
 from .roofline import roofline
@@ -19,6 +20,7 @@ from .transfer import transfer
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
 app.default(kernels)
 app.command(networks)
+app.command(profile)
 app.command(resume_cycles)
 app.command(loader)
 app.command(memory)

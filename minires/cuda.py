@@ -167,7 +167,10 @@ class CUDAGraph:
     def draw(self, count: int) -> Any:
         """`fed_numbers` of this graph. The generator goes on, so that it tells one draw from the next."""
         at = repr(get_rng_state())
-        value = lambda: default_generator.bit_generator.random_raw(count)  # noqa: E731
+
+        def value() -> Any:
+            return default_generator.bit_generator.random_raw(count)
+
         value()
         if at not in self._drawn:
             self._drawn[at] = self.feed(value, (count,), "uint64")

@@ -25,7 +25,7 @@ class _State(threading.local):
         self.chosen: dict[str, str] = {}
         self.exact = False
         self.autotune = False
-        self.observers: list[Callable[[Any], None]] = []
+        self.observers: list[Callable[[Any], Any]] = []
 
 
 _state = _State()
@@ -36,10 +36,10 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 
     Raises NotImplementedError naming the problem, device and dtypes where no kernel takes them.
     """
-    kernel = select(problem, *arrays, **params)
+    call = kernel = select(problem, *arrays, **params)
     for observe in _state.observers:
-        observe(kernel)
-    return kernel(*arrays, **params)
+        call = observe(kernel) or call
+    return call(*arrays, **params)
 
 
 def select(problem: str, *arrays: Any, **params: Any) -> Any:
@@ -144,8 +144,9 @@ def restore_plan(entries: list[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def observe(callback: Callable[[Any], None]) -> Iterator[None]:
-    """Within it, `callback(kernel)` is called with every kernel that `run` chooses (`TraceHook`)."""
+def observe(callback: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it, `callback(kernel)` is called with every kernel that `run` chooses (`TraceHook`). What it returns, if
+    anything, is called in the kernel's place (`python -m benchmarks profile`)."""
     _state.observers.append(callback)
     try:
         yield

@@ -6,9 +6,11 @@ what cannot be captured is noticed. What it cannot show: CuPy's capture itself, 
 
 import gc
 
+import device_double
 import numpy as np
 import pytest
-from minires.kernels.cuda import compile as compiler
+from device_double import CUDARuntimeError, install
+from needs import nvrtc
 
 import minires
 from minires import cuda, nn, optim
@@ -24,14 +26,7 @@ from minires.train.recipe import Recipe
 from minires.train.schedule import make_schedule
 from minires.train.step import Diverged, TrainStep
 
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-try:
-    compiler.supported_archs()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
-
-import device_double
-from device_double import CUDARuntimeError, install
+nvrtc()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_double import install
+from needs import nvrtc
 
 from benchmarks.gpu_report import Report, Unit, go, in_process, main, units
 
@@ -90,16 +92,9 @@ def test_without_a_gpu_it_says_so():
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
 def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
     """The inputs of a layer, made small, through our kernels and back: shapes, layouts and parameters fit."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     from benchmarks import gpu_layers
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
     monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
@@ -134,18 +129,12 @@ def handed_on(x, w, **params):
 
 def test_a_kernel_of_ones_own_is_ranked_in_the_ladder_on_the_stand_in(tmp_path, monkeypatch, capsys):
     """`python -m benchmarks conv2d --device cuda --kernels FILE`: rows, file, plot, and the README's table."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
     from minires.kernels import registry
-    from minires.kernels.cuda import compile as compiler
 
     from benchmarks import gpu_layers, kernels, readme
     from benchmarks.provenance import read
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
     monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
@@ -184,16 +173,9 @@ def test_a_kernel_of_ones_own_is_ranked_in_the_ladder_on_the_stand_in(tmp_path, 
 
 def test_blocks_agree_on_the_stand_in(monkeypatch):
     """A block made small, ours fused and not: the same up to rounding."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     from benchmarks import gpu_blocks, gpu_layers
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_blocks.BLOCKS, "block7", (8, 5))
     monkeypatch.setattr(gpu_blocks, "BATCH", 2)
@@ -283,18 +265,11 @@ def test_refused_plans_are_told_and_errors_of_the_device_propagate():
 @pytest.fixture
 def stand_in(monkeypatch):
     """CuPy's place is taken; networks are small, and measured for no time."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     import minires
     from benchmarks import gpu_steps
     from minires import nn
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
 
     def network(model, one_op=False):
