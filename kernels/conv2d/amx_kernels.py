@@ -109,7 +109,7 @@ def _convolve(x, w, stride, padding, dilation, bias, z, relu):
 
 
 def _packed(w):
-    """Bits (K, C, R, S) -> panels of 32 filters (panels, R, S*C/2, 32, 2), filters and channels filled up with zeros."""
+    """Bits (K, C, R, S) -> panels of 32 filters (panels, R, S*C/2, 32, 2), both filled up with zeros."""
     k, c, r, s = w.shape
     wide, deep = -(-k // _BLOCK), -(-c // _BLOCK) * _BLOCK
     panels = empty((wide, r, s * deep // 2, _BLOCK, 2), w.dtype)
@@ -184,7 +184,7 @@ def _image(state, rows, width, panels, y, deep, pitch, stride, dilation, bias, z
 
 @helper()
 def _multiply(state, a, a_row, a_outer, b, pairs, outer, c):
-    """32 x 32 sums into c, rows of 128 bytes: over `outer` rows of a filter, and in each the pairs of a run, 16 a step."""
+    """32 x 32 sums into c, rows of 128 bytes: over `outer` rows of a filter and the pairs of each, 16 a step."""
     tile_zero(state, 0)
     tile_zero(state, 1)
     tile_zero(state, 2)
