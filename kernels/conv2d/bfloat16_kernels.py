@@ -64,8 +64,10 @@ def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, r
 
 
 def follows(y, b=None, z=None, relu=False):
-    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least that is written.
-    z is logically (N, K, P, Q)."""
+    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least to be written.
+
+    z is logically (N, K, P, Q).
+    """
     bias = np.zeros(0, np.float32) if b is None else cast(b, np.float32)
     return bias, y if z is None else bits(to_nhwc(z)), z is not None, np.float32(0 if relu else -np.inf)
 
@@ -141,7 +143,7 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
 
 
 def paired(w, turned):
-    """w (K, C, R, S) -> panels of K: (panels, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+    """w (K, C, R, S) -> (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
     panels = pack(cast(w, np.float32), turned)
     *shape, c, width = panels.shape
     pairs = empty((*shape, c // 2, width), np.uint32)
