@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
-from minires.kernels import registry  # pyright: ignore[reportMissingImports]
+from minires.kernels import kept, registry  # pyright: ignore[reportMissingImports]
 
 from . import tuning
 from .device import device_of
 
+constant = kept.constant  # what is said of an array here, kernels heed
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
 _MOST_TAKERS = 4096  # shapes; a network has some dozens
