@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .cpu.jit import njit
+from .cpu.jit import helper
 from .memory import address, namespace
 
 BLOCK = 1 << 16  # numbers per task; less than this is not worth waking a thread for
@@ -72,6 +72,11 @@ def table(roles: Sequence[list[np.ndarray]]) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate([rows, sizes[None]]).T)
 
 
+def share_of(tasks: np.ndarray) -> int:
+    """How many tasks go together: all of them, where there is too little to wake the threads for."""
+    return max(1, len(tasks)) if tasks[:, -1].sum() <= BLOCK else 1
+
+
 @intrinsic
 def _pointer(typing_context, address, like):
     """An address as a pointer to numbers of the dtype of the array `like`."""
@@ -82,7 +87,7 @@ def _pointer(typing_context, address, like):
     return types.CPointer(like.dtype)(address, like), emit
 
 
-@njit()
+@helper()
 def numbers(row, role, like):
     """The numbers of one role of a task, as an array."""
     return carray(_pointer(row[role], like), row[-1])

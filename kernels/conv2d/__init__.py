@@ -2,6 +2,8 @@
 
 from . import (
     bfloat16_kernels,
+    bfloat16_pointwise,
+    bfloat16_tile,
     bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
@@ -29,6 +31,8 @@ from . import (
 
 __all__ = [
     "bfloat16_kernels",
+    "bfloat16_pointwise",
+    "bfloat16_tile",
     "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",

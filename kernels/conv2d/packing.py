@@ -7,11 +7,11 @@ for the small images of a ResNet's last stage; here square blocks are transposed
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, transpose_block
 from ..kept import kept
 from ..memory import empty
@@ -31,7 +31,7 @@ def pack(w, turned):
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
     panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
-    _pack(w, turned, panels)
+    _pack(len(panels), w, turned, panels)
     return panels
 
 
@@ -44,7 +44,7 @@ def aligned(n, like):
     return memory[first : first + n]
 
 
-@njit()
+@helper()
 def read_taps(w, turned, output, first, count, width, taps):
     """taps[i, t, l] = tap t of w[output + l, first + i], or turned: of w[first + i, output + l]; i < count, l < width.
 
@@ -62,7 +62,7 @@ def read_taps(w, turned, output, first, count, width, taps):
         _transpose(w, (output * c + first) * rs, c * rs, count * rs, width, taps, 0)
 
 
-@njit()
+@helper()
 def _transpose(w, at, row, columns, width, out, first):
     """out[first + j, l] = w.flat[at + l * row + j] for j < columns; rows after that may be overwritten."""
     size, vector = w.itemsize, _VECTOR_BYTES // w.itemsize
@@ -79,13 +79,12 @@ def _transpose(w, at, row, columns, width, out, first):
                         out[(first + j + i) * width + l + m] = flat[start + m * row + i]
 
 
-@njit(parallel=True)
-def _pack(w, turned, panels):
-    for j in prange(panels.shape[0]):
-        _pack_panel(w, turned, np.int64(j), panels[j])
+@parallel()
+def _pack(j, w, turned, panels):
+    _pack_panel(w, turned, j, panels[j])
 
 
-@njit()
+@helper()
 def _pack_panel(w, turned, j, panel):
     r_size, s_size, inputs, width = panel.shape
     rs = r_size * s_size
@@ -98,7 +97,7 @@ def _pack_panel(w, turned, j, panel):
             copy(source, panel.ctypes.data + (t * inputs + i) * width * size, width, w.dtype)
 
 
-@njit()
+@helper()
 def add_transposed(taps, rows, width, dw, at, row):
     """dw.flat[at + l * row + j] += taps[j, l] for j < rows, l < width: gradients back in the parameters' order."""
     size, vector = dw.itemsize, _VECTOR_BYTES // dw.itemsize
