@@ -34,6 +34,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 # Never "nnan" or "ninf": a NaN must stay a NaN.
 FASTMATH = {"contract", "reassoc", "nsz"}
+_SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
 _NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change no CPU kernel
@@ -42,7 +43,7 @@ _NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change 
 @functools.cache
 def source_hash() -> str:
     """A hash of the CPU's Python source under kernels/ and of the settings that change what it compiles to."""
-    digest = hashlib.sha256(os.environ.get("MINIRES_SIMD", "").encode())
+    digest = hashlib.sha256(repr([os.environ.get(name) for name in _SETTINGS]).encode())
     root = Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
         if _NOT_FOR_CPU.intersection(path.relative_to(root).parts):
