@@ -17,6 +17,7 @@ from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import njit
 from ..cpu.transforms import copy
+from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
@@ -142,6 +143,7 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     return dx
 
 
+@kept
 def paired(w, turned):
     """w (K, C, R, S) -> (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
     panels = pack(cast(w, np.float32), turned)
