@@ -243,8 +243,11 @@ Side = tuple[
 
 def _plain_side(net: Any, argument: str, graph: bool) -> Side:
     step, optimizer = training_step(net, "amp" in argument, graph)
-    compared = lambda *batch: step(*batch).array.get().tobytes()  # noqa: E731
-    return compared, optimizer, lambda: graph and step.captured  # type: ignore[attr-defined]
+
+    def compared(*batch: Any) -> bytes:
+        return step(*batch).array.get().tobytes()
+
+    return compared, optimizer, lambda: getattr(step, "captured", False)
 
 
 def _loop_side(net: Any, argument: str, graph: bool) -> Side:
@@ -256,7 +259,10 @@ def _loop_side(net: Any, argument: str, graph: bool) -> Side:
     recipe = Recipe(device="cuda", precision=precision, cuda_graphs=graph, clip=5.0, label_smoothing=0.1)
     optimizer = make_optimizer(recipe, net)
     step = TrainStep(recipe, net, optimizer, note=_refuse)
-    compared = lambda *batch: repr((step(0, *batch), step.scaler.get_scale()))  # noqa: E731
+
+    def compared(*batch: Any) -> str:
+        return repr((step(0, *batch), step.scaler.get_scale()))
+
     return compared, optimizer, lambda: step.graph is not None and step.graph.captured
 
 
