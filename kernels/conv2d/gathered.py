@@ -14,10 +14,10 @@ Sums are split by channels and taps alone, so that no result depends on how task
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import get_num_threads, njit
+from ..cpu.jit import get_num_threads, helper
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from .epilogue import multiply_gathered_then
 from .packing import aligned
@@ -47,17 +47,17 @@ def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor):
     tiles, threads = -(-pixels // _ROWS), get_num_threads()
     parts = min(tiles, -(-tiles // (_TILES * threads)) * threads)  # of equal size, equally many for each thread
     panels = panels.reshape(n_panels, steps, width)
-    _multiply(np.ascontiguousarray(x), panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts)
+    x = np.ascontiguousarray(x)
+    _multiply(side * parts, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts)
 
 
-@njit(parallel=True)
-def _multiply(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts):
-    for task in prange(side * parts):
-        j, i = divmod(np.int64(task), parts)
-        _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, i, parts)
+@parallel()
+def _multiply(task, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts):
+    j, i = divmod(task, parts)
+    _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, i, parts)
 
 
-@njit()
+@helper()
 def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, part, parts):
     (n_panels, steps, width), size = panels.shape, x.itemsize
     pixels = y.shape[0] * y.shape[1] * y.shape[2]
@@ -94,7 +94,7 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
                 ahead = 0
 
 
-@njit()
+@helper()
 def _places(x, y, stride, first, count):
     """For each of `count` pixels of y: the address, row and column of the pixel of x that its taps are relative to, and
     its own address.
@@ -119,7 +119,7 @@ def _places(x, y, stride, first, count):
     return places
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _gather(x, seen, to, origin, top, left, rows, cols, r, s, channel, count):
     """seen[to:][:count]: what a pixel sees, from a channel of tap (r, s) on; zeros outside x."""
     _, h_size, w_size, c = x.shape

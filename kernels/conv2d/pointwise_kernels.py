@@ -9,10 +9,10 @@ At a stride only the pixels that are seen are read (and dx is zero at the others
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue
@@ -56,20 +56,19 @@ def dgrad_pointwise(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy = to_nhwc(dy)
     dx, memory = empty_nhwc(dy.shape[0], w.shape[1], *input_hw, dy.dtype)
     if stride != (1, 1):
-        _clear_unseen(memory, stride)
+        _clear_unseen(memory.shape[0] * memory.shape[1], memory, stride)
     seen = memory[:, :: stride[0], :: stride[1]]
     multiply_gathered(dy, pack(w, True), seen, _ONE_TAP, _ONE_TAP, (1, 1), *epilogue(seen))
     return dx
 
 
-@njit(parallel=True)
-def _clear_unseen(dx, stride):
-    for row in prange(dx.shape[0] * dx.shape[1]):
-        n, h = divmod(np.int64(row), dx.shape[1])
-        _clear_row(dx[n, h], 1 if h % stride[0] else stride[1])
+@parallel()
+def _clear_unseen(row, dx, stride):
+    n, h = divmod(row, dx.shape[1])
+    _clear_row(dx[n, h], 1 if h % stride[0] else stride[1])
 
 
-@njit()
+@helper()
 def _clear_row(row, stride):
     """Zeros in all of its pixels, or but for every stride-th."""
     for w in range(row.shape[0]):
