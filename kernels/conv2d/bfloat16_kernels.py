@@ -74,7 +74,7 @@ def follows(y, b=None, z=None, relu=False):
 
 def _convolve(x, w, stride, padding, dilation, *more):
     if x.shape[1] % 2:
-        x, w = _in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        x, w = in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     else:
         x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
@@ -95,7 +95,7 @@ def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
     _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more))
 
 
-def _in_pairs(x):
+def in_pairs(x):
     """x (N, C, H, W), C odd, as (N, H, W, C + 1): a channel of zeros makes the pairs whole."""
     n, c, h, w = x.shape
     wider = empty((n, h, w, c + 1), x.dtype)
@@ -201,7 +201,7 @@ def _pad(x, seen, padding):
     if left < right:
         for i in range(n):
             for h in range(min(h_size, seen.shape[1] - padding[0])):
-                _copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
+                copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
 
 
 @njit()
@@ -226,7 +226,7 @@ def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, flo
 
 
 @njit(inline=True)
-def _copy_run(source, target):
+def copy_run(source, target):
     """target = source[:target.size], of which whole vectors by vectors."""
     whole = target.size // (2 * LANES) * LANES  # pairs
     copy(source.ctypes.data, target.ctypes.data, whole, np.float32)
