@@ -5,6 +5,11 @@ with ReLU and addition), "cudnn_fused" with what its frontend offers in Python f
 conv-statistics, backward scale-bias-ReLU-wgrad; BatchNorm's backward takes the activation, and is not fused with
 dgrad). Between operations there is nothing: no casts, no optimizer, no allocation, which is in cuDNN's favour.
 
+cuDNN also has dgrad-dReLU-dBN in one kernel. Its last operation, which sums for dgamma and dbeta and makes the factors
+of the next pass, is `dbn_weight` in the C++ frontend; the Python class `cudnn.pygraph` of nvidia-cudnn-frontend 1.28
+has neither it nor `bn_finalize`, and `genstats`, the nearest that it has, sums squares, where dy * x must be summed. So
+that fusion is not on cuDNN's side here.
+
 Source: docs.nvidia.com/deeplearning/cudnn/frontend, operations "Convolutions", "Normalizations" and "Pointwise".
 """
 
@@ -75,7 +80,7 @@ def _inputs(width: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """x and dy as channels-last memory, (N, H, W, C)."""
     rng = np.random.default_rng(0)
     shape = (BATCH, size, size, 4 * width)
-    return tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(2))  # type: ignore[return-value]
+    return rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32)
 
 
 def _ours(cupy: Any, width: int, size: int) -> dict[str, Any]:

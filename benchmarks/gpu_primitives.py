@@ -1,8 +1,9 @@
 """Units of `gpu_report` that ask the hardware what single instructions do, and compare the interpreter's answer.
 
-Every primitive is a small PTX kernel of one warp: a lane loads 8 words, does what is asked and stores 8. What the
-hardware answered stands in the report, bit by bit, as golden outputs: `tests/test_interpreter_golden.py` holds the
-interpreter to every report in `benchmarks/results`, on machines without a GPU.
+Most primitives are small PTX kernels of one warp: a lane loads 8 words, does what is asked and stores 8. Those of
+Hopper, which need tensor maps, warpgroups and barriers, are in gpu_hopper.py. What the hardware answered stands in the
+report, bit by bit, as golden outputs: `tests/test_interpreter_golden.py` holds the interpreter to every report in
+`benchmarks/results`, on machines without a GPU.
 
 Sums on tensor cores are exact where all products are small whole numbers: there, which number goes where is checked
 bit by bit. Their rounding, and that of .approx instructions, is the hardware's own: `allowed` says how far it may be.
@@ -10,14 +11,18 @@ bit by bit. Their rounding, and that of .approx instructions, is the hardware's 
 
 from __future__ import annotations
 
+import base64
 import importlib
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .gpu_hopper import HOPPER
 
 Row = dict[str, Any]
 LANES, WORDS = 32, 8
@@ -52,6 +57,24 @@ class Primitive:
         loads = [f"mov.b32 %q{i}, 0; ld.global.u32 %r{i}, [%at+{4 * i}];" for i in range(WORDS)]
         stores = [f"st.global.u32 [%to+{4 * i}], %q{i};" for i in range(WORDS)]
         return _BODY.format(loads="\n".join(loads), body=self.body, stores="\n".join(stores))
+
+    def answer(self, words: Any) -> Any:
+        """What the interpreter answers where the words are NumPy's, and the GPU where they are CuPy's: there, the
+        driver compiles the PTX."""
+        if isinstance(words, np.ndarray):
+            from minires.kernels.interpreter import run  # pyright: ignore[reportMissingImports]
+
+            answer = np.zeros_like(words)
+            run(self.ptx(), "k", 1, LANES, [words.copy(), answer])
+            return answer
+        cupy: Any = importlib.import_module("cupy")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "primitive.ptx"  # the folder's name is new each time: CuPy remembers modules by path
+            path.write_text(self.ptx())
+            kernel = cupy.RawModule(path=str(path)).get_function("k")
+        answer = cupy.zeros_like(words)
+        kernel((1,), (LANES,), (words, answer))
+        return answer
 
 
 def _bits(rng: np.random.Generator) -> np.ndarray:
@@ -108,7 +131,7 @@ _STORE = " ".join(f"st.shared.u32 [%s+{4 * i}], %r{i};" for i in range(WORDS))
 _ROWS = "bar.sync 0; mov.u32 %s, space; shl.b32 %s2, %lane, 4; add.u32 %s, %s, %s2;"  # a row of 16 bytes per lane
 _SHUFFLE = {"idx": "and.b32 %s, %r1, 31;", "up": "mov.u32 %s, 3;", "down": "mov.u32 %s, 5;", "bfly": "mov.u32 %s, 9;"}
 
-PRIMITIVES: dict[str, dict[str, Primitive]] = {
+PRIMITIVES: dict[str, dict[str, Any]] = {
     "integers": {
         "mul.hi.u64": Primitive(
             "mov.b64 %w0, {%r0, %r1}; mov.b64 %w1, {%r2, %r3}; mul.hi.u64 %w2, %w0, %w1; mov.b64 {%q0, %q1}, %w2;",
@@ -172,54 +195,48 @@ PRIMITIVES: dict[str, dict[str, Primitive]] = {
         ),
     },
 }
+PRIMITIVES |= HOPPER
 
 
 def primitives(argument: str) -> Iterator[Row]:
     """A group of primitives on the GPU and in the interpreter; raises where one differs by more than is allowed."""
+    if argument in HOPPER and (lacking := not_hopper()):
+        yield {"group": argument, "skipped": lacking}
+        return
     wrong = []
     for name, primitive in PRIMITIVES[argument].items():
         words = drawn(primitive)
         real = on_device(primitive, words)
         off = difference(primitive, interpreted(primitive, words), real)
         wrong += [name] * (off > primitive.allowed)
-        yield {
-            "group": argument,
-            "primitive": name,
-            "difference": off,
-            "allowed": primitive.allowed,
-            "golden": _hex(real),
-        }
+        row = {"group": argument, "primitive": name, "difference": off, "allowed": primitive.allowed}
+        yield row | {"golden": _packed(real)}
     if wrong:
         raise RuntimeError(f"the interpreter is not like the hardware in {', '.join(wrong)}")
 
 
-def drawn(primitive: Primitive) -> np.ndarray:
+def not_hopper() -> str:
+    """Why this GPU has no instructions of sm_90a; "" where it has them."""
+    capability = importlib.import_module("cupy").cuda.Device().compute_capability
+    return "" if capability == "90" else f"sm_90a needs compute capability 9.0, this GPU has {int(capability) / 10}"
+
+
+def drawn(primitive: Any) -> np.ndarray:
     """The words that a primitive is asked with, the same ones always."""
     return np.ascontiguousarray(primitive.draw(np.random.default_rng(0)))
 
 
-def interpreted(primitive: Primitive, words: np.ndarray) -> np.ndarray:
-    """What the interpreter answers."""
-    from minires.kernels.interpreter import run  # pyright: ignore[reportMissingImports]
-
-    answer = np.zeros_like(words)
-    run(primitive.ptx(), "k", 1, LANES, [words.copy(), answer])
-    return answer
+def interpreted(primitive: Any, words: np.ndarray) -> np.ndarray:
+    """What the interpreter answers, as words."""
+    return primitive.answer(words).view(np.uint32)
 
 
-def on_device(primitive: Primitive, words: np.ndarray) -> np.ndarray:
-    """What the hardware answers; the driver compiles the PTX."""
-    cupy: Any = importlib.import_module("cupy")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "primitive.ptx"  # the folder's name is new each time: CuPy remembers modules by path
-        path.write_text(primitive.ptx())
-        kernel = cupy.RawModule(path=str(path)).get_function("k")
-    there, answer = cupy.asarray(words), cupy.zeros_like(cupy.asarray(words))
-    kernel((1,), (LANES,), (there, answer))
-    return answer.get()
+def on_device(primitive: Any, words: np.ndarray) -> np.ndarray:
+    """What the hardware answers, as words."""
+    return primitive.answer(importlib.import_module("cupy").asarray(words)).get().view(np.uint32)
 
 
-def difference(primitive: Primitive, got: np.ndarray, wanted: np.ndarray) -> float:
+def difference(primitive: Any, got: np.ndarray, wanted: np.ndarray) -> float:
     """0 where the bits are equal; else the largest difference as float32, relative to the largest number; infinite
     where bits had to be equal, or one is NaN."""
     if np.array_equal(got, wanted):
@@ -231,17 +248,20 @@ def difference(primitive: Primitive, got: np.ndarray, wanted: np.ndarray) -> flo
     return float("inf") if np.isnan(off) else off
 
 
-def golden(line: Row) -> Iterator[tuple[str, Primitive, np.ndarray]]:
+def golden(line: Row) -> Iterator[tuple[str, Any, np.ndarray]]:
     """(name, primitive, the hardware's answer) of every row of a line of a report."""
     for row in line["rows"]:
         primitive = PRIMITIVES.get(row.get("group"), {}).get(row.get("primitive"))
         if primitive is not None:
-            yield (
-                row["primitive"],
-                primitive,
-                np.frombuffer(bytes.fromhex(row["golden"]), np.uint32).reshape(LANES, WORDS),
-            )
+            yield row["primitive"], primitive, _unpacked(row["golden"])
 
 
-def _hex(words: np.ndarray) -> str:
-    return np.ascontiguousarray(words).tobytes().hex()
+def _packed(words: np.ndarray) -> str:
+    """Words as text: their shape, and their bytes deflated, in base 64."""
+    data = zlib.compress(np.ascontiguousarray(words, "<u4").tobytes(), 9)
+    return f"{'x'.join(map(str, words.shape))}:{base64.b64encode(data).decode()}"
+
+
+def _unpacked(text: str) -> np.ndarray:
+    shape, _, data = text.partition(":")
+    return np.frombuffer(zlib.decompress(base64.b64decode(data)), "<u4").reshape([*map(int, shape.split("x"))])

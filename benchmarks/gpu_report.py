@@ -14,7 +14,7 @@ missing. Units that are done are kept as long as commit and GPU are the same. `-
     layers       convolutions of ResNets: ours, cuDNN's best plan (nvidia-cudnn-frontend), checked before timed
     conformance  every kernel's test cases on the GPU and in the interpreter: are the results equal, bit for bit?
     inference    forward passes beside PyTorch, each library in its process
-    end_to_end   ResNet-20 on CIFAR-10 images, from files to accuracy
+    end_to_end   a recipe of ResNet-20 on CIFAR-10 images, to its accuracy: seconds, beside PyTorch's
 
 What is compared is timed in turn by events on the GPU, with the second-level cache emptied before each call.
 """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from minires.kernels import registry  # pyright: ignore[reportMissingImports]
 from minires.kernels.checking import Trial, check_case, dtypes_of  # pyright: ignore[reportMissingImports]
 
 from .gpu_blocks import BLOCKS, blocks
+from .gpu_end_to_end import end_to_end, end_to_end_names
 from .gpu_layers import layer_names, layers
 from .gpu_primitives import PRIMITIVES, primitives
 from .gpu_steps import REPLAYS, inference, inference_names, replays, training, training_names
@@ -87,25 +86,6 @@ def check(argument: str) -> Iterator[Row]:
         raise RuntimeError(f"{len(wrong)} of {len(results)} checks fail, the first: {wrong[0]}")
 
 
-def end_to_end(argument: str) -> Iterator[Row]:
-    """`minires train` of a shipped recipe on the GPU; the images come from $MINIRES_DATA, decoded first."""
-    from minires.train.loop import train
-    from minires.train.recipe import load_recipe
-
-    recipe, seed, precision = argument.split(":")
-    data = Path(os.environ.get("MINIRES_DATA", ".")) / "cifar10-jpg.tar.xz"
-    if not data.exists():
-        yield {"recipe": recipe, "skipped": "MINIRES_DATA names no folder with cifar10-jpg.tar.xz"}
-        return
-    out = Path(os.environ.get("MINIRES_RUNS", "runs")) / f"gpu-report-{recipe}-{seed}-{precision}-{os.getpid()}"
-    changes: dict[str, Any] = dict(dataset="folder", data_dir=str(data), device="cuda", seed=int(seed), out=str(out))
-    notes: list[str] = []
-    summary = train(load_recipe(recipe, changes | dict(precision=precision, cuda_graphs=True)), on_note=notes.append)
-    row = {"recipe": recipe, "seed": int(seed), "precision": precision, "test_accuracy": summary.test_accuracy}
-    row |= {"seconds": summary.seconds, "images_per_s": summary.images_per_second, "steps": summary.steps}
-    yield row | {"notes": [note for note in notes if "CUDA graphs" in note]}
-
-
 SECTIONS = {
     "primitives": Section(lambda: list(PRIMITIVES), primitives, 60),
     "check": Section(_kernel_names, check, 120),
@@ -115,9 +95,7 @@ SECTIONS = {
     "layers": Section(layer_names, layers, 90),
     "conformance": Section(_kernel_names, conformance, 300),
     "inference": Section(inference_names, inference, 180),
-    "end_to_end": Section(
-        lambda: ["cifar10-short:0:bf16", "cifar10-short:0:fp32", "cifar10-short:1:bf16"], end_to_end, 900
-    ),
+    "end_to_end": Section(end_to_end_names, end_to_end, 900),
 }
 
 __all__ = ["SECTIONS", "Section", "run_unit"]

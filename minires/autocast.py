@@ -123,6 +123,8 @@ def autocasts(op: Callable[P, R]) -> Callable[P, R]:
     if not low and op.__name__ not in FLOAT32:
         raise ValueError(f"autocast has no rule for {op.__name__!r}: name it in LOW_PRECISION or FLOAT32")
 
+    untyped: Callable[..., R] = op  # casting changes no argument's type, but that is more than pyright can see
+
     @functools.wraps(op)
     def casting(*args: P.args, **kwargs: P.kwargs) -> R:
         if not state.autocast:
@@ -130,13 +132,15 @@ def autocasts(op: Callable[P, R]) -> Callable[P, R]:
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         dtype = None if first is None else state.autocast.get(first.device.type)
         saved = state.autocast
+        given: Any = args
+        named: Any = kwargs
         if dtype is not None:
             target = dtype if low else np.dtype(np.float32)
-            args = tuple(_in(a, target) for a in args)  # type: ignore
-            kwargs = {name: _in(a, target) for name, a in kwargs.items()}  # type: ignore
+            given = tuple(_in(a, target) for a in args)
+            named = {name: _in(a, target) for name, a in kwargs.items()}
         state.autocast = {}
         try:
-            return op(*args, **kwargs)
+            return untyped(*given, **named)
         finally:
             state.autocast = saved
 
@@ -156,9 +160,9 @@ def _in(value: Any, dtype: np.dtype) -> Any:
     if state.casts is None or not (value.is_leaf and value.requires_grad):  # only weights are used again
         return Cast.apply(value, dtype=dtype, kept=None)
     key = id(value), dtype.name
-    tensor, version, kept = state.casts.get(key, (None, 0, None))
-    y = Cast.apply(value, dtype=dtype, kept=kept if tensor is value and version == value.version[0] else None)
-    state.casts[key] = value, value.version[0], y.array
+    array, version, kept = state.casts.get(key, (None, 0, None))
+    y = Cast.apply(value, dtype=dtype, kept=kept if array is value.array and version == value.version[0] else None)
+    state.casts[key] = value.array, value.version[0], y.array
     return y
 
 

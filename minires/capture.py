@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -91,7 +92,7 @@ class _Watch:
         captured = self.cache.setdefault(self.name, Captured())
         call = captured._add(output)
         if self.grads and output.requires_grad:
-            keep = lambda grad: captured.grads.__setitem__(call, grad)  # noqa: E731
+            keep = functools.partial(captured.grads.__setitem__, call)
             self.stack.enter_context(output.register_hook(keep))
 
 

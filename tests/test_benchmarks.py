@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import benchmarks.__main__ as command_line
 from benchmarks import accuracy, layers, provenance, readme, roofline, turns
 from benchmarks.networks import _differences
 from benchmarks.peaks import Peaks
@@ -86,6 +87,23 @@ def test_networks(tmp_path):
     assert float(_rows(tmp_path / "memory.csv")[0]["peak_mib"]) > 0
 
 
+def test_a_profile_tells_every_kernel_and_the_rest(tmp_path):
+    output = tmp_path / "profile.csv"
+    done = _run(*"profile resnet20 --batch 2 --size 8 --steps 3 --output".split(), output)
+    assert done.returncode == 0, done.stderr
+    *kernels, rest, whole = _rows(output)
+    assert (rest["problem"], whole["problem"]) == ("outside of kernels", "the step")
+    ms = [float(row["ms"]) for row in (*kernels, rest)]
+    assert min(ms[:-1]) > 0 and sum(ms) == pytest.approx(float(whole["ms"]), rel=1e-2)
+    assert ms[:-1] == sorted(ms[:-1], reverse=True)
+    for direction, calls in (("fprop", 19), ("dgrad", 18), ("wgrad", 19)):
+        rows = [row for row in kernels if row["problem"] == f"conv2d_{direction}"]
+        assert sum(int(row["calls"]) for row in rows) == calls
+    stem = next(row for row in kernels if row["shapes"] == "2x3x8x8 16x3x3x3")
+    assert int(stem["flops"]) == 2 * 2 * 16 * 8 * 8 * 27 and int(stem["bytes"]) == 4 * (2 * 19 * 64 + 16 * 27)
+    assert "outside of kernels" in done.stdout and "of floor" in done.stdout
+
+
 def test_memory(tmp_path):
     output = tmp_path / "memory.csv"
     done = _run("memory", "resnet20:2:0,1", "--steps", 1, "--no-peer", "--output", output)
@@ -118,6 +136,9 @@ def test_peers_compute_the_same(tmp_path):
         ("networks", "--what", "nothing"),
         ("networks", "--device", "tpu"),
         ("memory", "resnet20"),
+        ("profile", "resnet19"),
+        ("profile", "resnet20", "--what", "nothing"),
+        ("profile", "resnet20", "--steps", 0),
     ],
 )
 def test_bad_input_is_one_line(arguments):
@@ -259,6 +280,13 @@ def test_accuracy_is_compared_and_finished_runs_are_not_done_again(tmp_path):
     assert len({row["test_loss"] for row in rows}) == 3, "three arithmetics round alike"
     again = _run("accuracy", "--data", tmp_path / "images.tar", *options)
     assert again.returncode == done.returncode and "seed 3:" in done.stdout and "seed 3:" not in again.stdout
+
+
+@pytest.mark.parametrize("seeds", [("--seeds", "0", "1", "2"), ("--seeds", "0", "--seeds", "1", "--seeds=2")])
+def test_several_values_follow_one_flag_or_one_each(seeds):
+    command, bound, _ = command_line.app.parse_args(["accuracy", *seeds, "--arithmetic", "exact", "bf16"])
+    assert command is accuracy.accuracy
+    assert bound.arguments == {"seeds": (0, 1, 2), "arithmetic": ("exact", "bf16")}
 
 
 def test_accuracy_is_judged():

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from device_double import install
+from needs import nvrtc
 
 import minires
 from minires import nn
@@ -119,15 +121,7 @@ def test_a_block_trains_alike(block, stride):
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 def test_one_op_on_a_device_in_16_bits(half, monkeypatch):
     """Our CUDA kernels, interpreted, within a whole forward and backward: as close to float64 as 16 bits are."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from minires.kernels.cuda import compile as compiler
-
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    from device_double import install
-
+    nvrtc()
     dtype = np.dtype(getattr(minires, half))
     x, z, dy, layers, windows = draw(dtype)
     wide = [None if a is None else a.astype(np.float64) for a in (x, z, dy)]

@@ -10,7 +10,8 @@ import pickle
 
 import numpy as np
 import pytest
-from minires.kernels.cuda import compile as compiler
+from device_double import install, ndarray
+from needs import nvrtc
 
 import minires
 from minires import nn, ops, optim
@@ -22,15 +23,7 @@ from minires.nn.checkpoint import checkpoint
 from minires.train.loop import resume, train
 from minires.train.recipe import Recipe
 
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-try:
-    compiler.nvrtc()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
-
-from device_double import install, ndarray
-
-compiler.supported_archs()  # looked up before CuPy's place is taken
+nvrtc()
 
 
 @pytest.fixture

@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 from minires.kernels import registry
 from minires.kernels.checking import Trial, Wrong
-
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-
 from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda.launch import Launch, by_value, executed_by, is_array
 from minires.kernels.cuda.tensor_map import TensorMap
 from minires.kernels.interpreter import Fault, run
+from needs import nvrtc
 
-try:
-    compiler.nvrtc()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
+nvrtc()
 
 FAULTS = [
     # what is wrong, problem and case, the text that is changed and what is put there, what is to be seen

@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 from minires.kernels import registry
 from minires.kernels.checking import Trial, dtypes_of
-
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-
 from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda.launch import Launch, executed_by
 from minires.kernels.interpreter import Fault, run
 from minires.kernels.interpreter.check import SCHEDULE, check_interpreted
+from needs import nvrtc
 
-try:
-    compiler.nvrtc()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
+nvrtc()
 
 TRIPLES = [
     (kernel, case, dtype)

@@ -5,6 +5,8 @@ import sys
 import types
 
 import pytest
+from minires.kernels.cuda import compile as compiler
+from needs import nvrtc
 
 import minires
 from minires.cli import main
@@ -70,3 +72,22 @@ def test_cupy_that_cannot_be_imported(monkeypatch, tmp_path):
     ):
         array_module(device("cuda"))
     assert not minires.cuda.is_available()
+
+
+def test_ci_does_not_skip_silently(monkeypatch):
+    """Where CuPy is installed and NVRTC is not found, CI fails; elsewhere tests are skipped with the reason."""
+
+    def missing():
+        raise RuntimeError("no NVRTC")
+
+    monkeypatch.setattr(compiler, "supported_archs", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.skip.Exception, match="no NVRTC"):
+        nvrtc()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(RuntimeError, match="no NVRTC"):
+        nvrtc()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="no NVRTC"):
+        nvrtc()

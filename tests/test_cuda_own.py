@@ -2,16 +2,12 @@
 
 import pytest
 from minires.kernels import registry
-from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda.launch import functions
+from needs import nvrtc
 
 from minires.cli import main
 
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-try:
-    compiler.nvrtc()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
+nvrtc()
 
 RELU = """/* minires: relu_fprop
 y = empty(x.shape)

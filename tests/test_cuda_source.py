@@ -17,12 +17,9 @@ from minires.kernels.cuda.gpu import choose_arch
 from minires.kernels.cuda.launch import ARCHS, Function, Launch, functions
 from minires.kernels.cuda.survey import faults, survey
 from minires.kernels.memory import empty
+from needs import nvrtc
 
-pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-try:
-    compiler.nvrtc()
-except RuntimeError as error:
-    pytest.skip(str(error), allow_module_level=True)
+nvrtc()
 
 KERNEL = 'extern "C" __global__ void copy(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }\n'
 SPILLS = """

@@ -1,12 +1,16 @@
 """The report for a machine with a GPU, as far as it goes without one: its units, its budget, its resumption."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from device_double import install
+from needs import nvrtc
 
 from benchmarks.gpu_report import Report, Unit, go, in_process, main, units
 
@@ -88,16 +92,9 @@ def test_without_a_gpu_it_says_so():
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
 def test_layers_are_right_on_the_stand_in(direction, dtype, monkeypatch):
     """The inputs of a layer, made small, through our kernels and back: shapes, layouts and parameters fit."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     from benchmarks import gpu_layers
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
     monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
@@ -132,18 +129,12 @@ def handed_on(x, w, **params):
 
 def test_a_kernel_of_ones_own_is_ranked_in_the_ladder_on_the_stand_in(tmp_path, monkeypatch, capsys):
     """`python -m benchmarks conv2d --device cuda --kernels FILE`: rows, file, plot, and the README's table."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
     from minires.kernels import registry
-    from minires.kernels.cuda import compile as compiler
 
     from benchmarks import gpu_layers, kernels, readme
     from benchmarks.provenance import read
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_layers.RESNET50, "same56", (8, 5, 16, 3, 2))
     monkeypatch.setitem(gpu_layers.BATCH, "same56", 2)
@@ -182,16 +173,9 @@ def test_a_kernel_of_ones_own_is_ranked_in_the_ladder_on_the_stand_in(tmp_path, 
 
 def test_blocks_agree_on_the_stand_in(monkeypatch):
     """A block made small, ours fused and not: the same up to rounding."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     from benchmarks import gpu_blocks, gpu_layers
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
     monkeypatch.setitem(gpu_blocks.BLOCKS, "block7", (8, 5))
     monkeypatch.setattr(gpu_blocks, "BATCH", 2)
@@ -224,6 +208,7 @@ def test_cudnn_graphs_of_a_block_validate(fused):
     made = [(kind, set(build(cudnn, kind, None, **about)[1])) for kind, about in steps(64, 56, fused)]
     assert [kind for kind, _ in made].count("fprop") == 3 and made[-1] == ("dgrad", {"x", "w", "y"})
     assert ("fprop", {"x", "scale", "bias", "w", "y", "sum", "square"}) in made or not fused
+    assert not hasattr(cudnn.pygraph, "dbn_weight"), "dgrad-dReLU-dBN can be built now: see the head of gpu_blocks.py"
 
 
 class _Device:
@@ -280,18 +265,11 @@ def test_refused_plans_are_told_and_errors_of_the_device_propagate():
 @pytest.fixture
 def stand_in(monkeypatch):
     """CuPy's place is taken; networks are small, and measured for no time."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'minires[cuda]'")
-    from device_double import install
-    from minires.kernels.cuda import compile as compiler
-
     import minires
     from benchmarks import gpu_steps
     from minires import nn
 
-    try:
-        compiler.supported_archs()
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    nvrtc()
     install(monkeypatch)
 
     def network(model, one_op=False):
@@ -314,7 +292,7 @@ def test_training_and_inference_run_on_the_stand_in(stand_in):
     firsts = {}
     for run, libraries in ((stand_in.training, stand_in.TRAINERS), (stand_in.inference, stand_in.PREDICTORS)):
         for library in (library for library in libraries if library.startswith("minires")):
-            (row,) = run(f"{library}:resnet20:128")
+            (row,) = run(f"{library}:resnet20:128:0")  # seconds of measuring, as `networks --device cuda` has it
             assert row["images_per_s"] > 0 and row["n"] >= 1
             firsts[run.__name__, library] = row["first"], row["last"]
     for name in ("training", "inference"):
@@ -333,7 +311,7 @@ def test_a_figure_without_its_graph_is_no_figure(stand_in, monkeypatch):
         list(stand_in.training("minires_graph:resnet20:128"))
 
 
-@pytest.mark.parametrize("setup", ["fp32", "amp"])
+@pytest.mark.parametrize("setup", ["fp32", "amp", "loop_fp16"])
 def test_replays_are_compared_on_the_stand_in(stand_in, setup):
     (row,) = stand_in.replays(setup)
     assert row["captured"] and row["weights_equal"] and row["first_different"] is None
@@ -348,24 +326,44 @@ def test_replays_that_differ_fail_the_unit(stand_in, monkeypatch):
         list(stand_in.replays("fp32"))
 
 
-def test_end_to_end_asks_for_what_it_should(monkeypatch, tmp_path):
-    from benchmarks import gpu_units
-    from minires.train import loop
+def test_the_unit_asks_for_both_sides(monkeypatch, tmp_path):
+    from benchmarks import gpu_end_to_end
+    from minires.train import images, loop
 
+    assert "torch_compiled:cifar10-short:0:bf16" in gpu_end_to_end.end_to_end_names()
     asked = []
 
-    def train(recipe, on_note):
+    def run(recipe, on_epoch, on_note):
         asked.append(recipe)
         on_note("CUDA graphs: a note")
-        return type("summary", (), dict(test_accuracy=0.9, seconds=1.0, images_per_second=2.0, steps=3))
+        for seconds, accuracy in ((1.0, 0.5), (2.0, None), (3.0, 0.9), (4.0, 0.88)):
+            on_epoch(types.SimpleNamespace(seconds=seconds, test_accuracy=accuracy))
+        about = dict(test_accuracy=0.88, seconds=5.0, first_step_seconds=0.5, images_per_second=2.0, steps=3)
+        return types.SimpleNamespace(**about)
 
-    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(loop, "train", run)
+    monkeypatch.setattr(images, "open_images", lambda recipe: None)
+    monkeypatch.setattr(gpu_end_to_end, "torch_run", lambda recipe, wanted, library: {"side": (recipe, library)})
     monkeypatch.setenv("MINIRES_DATA", str(tmp_path))
-    assert "skipped" in next(gpu_units.end_to_end("cifar10-short:0:bf16"))
+    assert "skipped" in next(gpu_end_to_end.end_to_end("minires:cifar10-short:0:bf16"))
     (tmp_path / "cifar10-jpg.tar.xz").touch()
-    (row,) = gpu_units.end_to_end("cifar10-short:1:bf16")
-    assert row["notes"] == ["CUDA graphs: a note"] and row["precision"] == "bf16"
+    (row,) = gpu_end_to_end.end_to_end("minires:cifar10-short:1:bf16")
+    assert row["notes"] == ["CUDA graphs: a note"] and row["precision"] == "bf16" and row["wanted"] == 0.8534
+    assert row["seconds_to_wanted"] == 3.0 and row["test_accuracy"] == 0.88 and row["library"] == "minires"
     assert asked[0].cuda_graphs and asked[0].seed == 1 and asked[0].dataset == "folder"
+    (row,) = gpu_end_to_end.end_to_end("torch_compiled:cifar10-short:1:bf16")
+    theirs, library = row["side"]
+    assert library == "torch_compiled" and dataclasses.replace(theirs, out="") == dataclasses.replace(asked[0], out="")
+    monkeypatch.setattr(gpu_end_to_end.importlib.util, "find_spec", lambda name: None)
+    assert next(gpu_end_to_end.end_to_end("torch:cifar10-short:1:bf16"))["skipped"] == "PyTorch is not installed"
+
+
+def test_the_accuracy_that_is_wanted_is_the_recipe_s():
+    from benchmarks import gpu_end_to_end
+
+    assert gpu_end_to_end.worst_expected("85.48 % (median; 85.34 to 85.63 %): minires train") == 0.8534
+    with pytest.raises(ValueError, match="names no range of accuracies"):
+        gpu_end_to_end.worst_expected("about 85 %")
 
 
 def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
@@ -386,8 +384,6 @@ def test_every_kernel_is_checked_on_the_stand_in(stand_in, monkeypatch):
 
 
 def test_conformance_on_the_stand_in(stand_in, monkeypatch):
-    import dataclasses
-
     from device_double import _unwrap
     from minires.kernels.cuda import launch as launches
     from minires.kernels.interpreter import interpret

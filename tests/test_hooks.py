@@ -213,7 +213,10 @@ def test_branch_grads_are_those_of_the_two_paths(net, fused):
         return x.grad.array
 
     inputs = {}
-    keep = lambda module, args, y: inputs.update({module: args[0].array})  # noqa: E731
+
+    def keep(module, args, y):
+        inputs[module] = args[0].array
+
     handles = [block.register_forward_hook(keep) for block in net.layer1]
     net(x)
     for handle in handles:

@@ -58,7 +58,10 @@ def folder(tmp_path):
 
 def test_files_folders_and_patterns(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    names = lambda *given: [str(path) for path in find_images(given)]  # noqa: E731
+
+    def names(*given):
+        return [str(path) for path in find_images(given)]
+
     assert names("b1.png", "a0.png") == ["b1.png", "a0.png"]
     assert names("a*.png") == ["a0.png", "a2.png", "a4.png"] and names("[b]?.png") == ["b1.png", "b3.png"]
     assert names("deep", "a0.png", "deep/c.jpg") == ["deep/c.jpg", "a0.png"]  # once each
@@ -117,7 +120,10 @@ def test_the_middle_is_cropped_after_resizing(network, tmp_path):
 
 def bomb(path):
     """A PNG of a few bytes that says it is 60,000 x 60,000 pixels."""
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
 

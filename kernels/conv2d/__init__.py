@@ -1,6 +1,7 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    amx_kernels,
     bfloat16_kernels,
     bfloat16_pointwise,
     bfloat16_tile,
@@ -30,6 +31,7 @@ from . import (
 )
 
 __all__ = [
+    "amx_kernels",
     "bfloat16_kernels",
     "bfloat16_pointwise",
     "bfloat16_tile",

@@ -16,14 +16,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import INT64, lanes, multiply_pairs_2d
+from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .bfloat16_kernels import copy_run, in_pairs
@@ -62,21 +63,20 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
     partial = np.zeros((splits, r, columns, wide, k), np.float32)
-    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
+    _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     total = partial.sum(0)[:, :, :deep].reshape(r, s, x.shape[3], k)
     return _rounded(np.ascontiguousarray(total[:, :, :c]))
 
 
-@njit(parallel=True)
-def _wgrad(x, dy, partial, taps, stride, padding, dilation):
+@parallel()
+def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
     n, splits = x.shape[0], partial.shape[0]
-    for t in prange(splits):
-        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
-        for i in range(first, last):
-            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
+    first, last = n * t // splits, n * (t + 1) // splits
+    for i in range(first, last):
+        _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
-@njit()
+@helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     (p_size, q_size, k), (r_size, columns, c, _) = dy.shape, dw.shape
     pairs = (q_size + 1) // 2
@@ -110,7 +110,7 @@ def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
                             )  # fmt: skip
 
 
-@njit()
+@helper()
 def _interleaved(x, padding, height, versions, pairs, c, stride):
     """seen[i, v, j, :c]: of row i of x, padded, what begins at pixel 2 j stride + v, and `stride` pixels further."""
     h_size, w_size, deep = x.shape
@@ -172,9 +172,10 @@ def wgrad_parts_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw)
     (n, p, q, k), c = dy.shape, x.shape[3]
     width = panel_width(k, np.dtype(np.float32))
     panels = empty((k // width, (n * p * q + 1) // 2, width), np.uint32)
-    _split(dy.reshape(-1, k), panels)
+    _split(len(panels), dy.reshape(-1, k), panels)
     parts = empty((*kernel_hw, c, k), np.float32)
-    _sum_parts(x, panels, parts, n * p * q, p, q, stride, padding, dilation)
+    tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
+    _sum_parts(tasks, x, panels, parts, n * p * q, p, q, stride, padding, dilation)
     return _rounded(parts)
 
 
@@ -182,17 +183,17 @@ def _rounded(parts):
     """(R, S, C, K) float32 -> (K, C, R, S) bfloat16."""
     r, s, c, k = parts.shape
     dw = np.zeros((k, c, r, s), np.float32)
-    unpack(parts, dw, panel_width(k, parts.dtype))
+    width = panel_width(k, parts.dtype)
+    unpack(k // width, parts, dw, width)
     return cast(dw, ml_dtypes.bfloat16)
 
 
-@njit(parallel=True)
-def _split(dy, panels):
-    for j in prange(panels.shape[0]):
-        _split_panel(dy, panels[j], np.int64(j) * panels.shape[2])
+@parallel()
+def _split(j, dy, panels):
+    _split_panel(dy, panels[j], j * panels.shape[2])
 
 
-@njit()
+@helper()
 def _split_panel(dy, panel, first):
     zeros = np.zeros(panel.shape[1], dy.dtype)
     for i in range(panel.shape[0]):
@@ -200,19 +201,18 @@ def _split_panel(dy, panel, first):
         interleave(dy[2 * i, first:].ctypes.data, second.ctypes.data, panel[i].ctypes.data, panel.shape[1])
 
 
-@njit(parallel=True)
-def _sum_parts(x, panels, parts, pixels, p, q, stride, padding, dilation):
-    r_size, s_size, c, _ = parts.shape
+@parallel()
+def _sum_parts(task, x, panels, parts, pixels, p, q, stride, padding, dilation):
+    _, s_size, c, _ = parts.shape
     chunks, groups = (c + _CHANNELS - 1) // _CHANNELS, (panels.shape[0] + _PANELS - 1) // _PANELS
-    for task in prange(r_size * s_size * chunks * groups):
-        tap, part = divmod(np.int64(task), chunks * groups)
-        r, s = divmod(tap, s_size)
-        top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
-        channel, panel = part // groups * _CHANNELS, part % groups * _PANELS
-        _part(x, panels, parts[r, s], pixels, p, q, stride, top, left, channel, panel)
+    tap, part = divmod(task, chunks * groups)
+    r, s = divmod(tap, s_size)
+    top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
+    channel, panel = part // groups * _CHANNELS, part % groups * _PANELS
+    _part(x, panels, parts[r, s], pixels, p, q, stride, top, left, channel, panel)
 
 
-@njit()
+@helper()
 def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
     """dw (C, K): a few of its rows, and the columns of some panels."""
     width, k = panels.shape[2], dw.shape[1]
@@ -237,7 +237,7 @@ def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
                     )  # fmt: skip
 
 
-@njit()
+@helper()
 def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
     """seen[i, c]: what a tap sees at the output pixels of pair start + i; zeros outside x."""
     zeros = np.zeros(seen.shape[1], x.dtype)

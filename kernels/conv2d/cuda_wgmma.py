@@ -5,6 +5,7 @@ It never runs by itself: its rank is 0. `use_kernels(conv2d_fprop="fprop_wgmma")
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -68,32 +69,17 @@ def _only_by_name(*arrays: Any, **params: Any) -> float:
     return 0
 
 
-@kernel(
-    CONV2D_FPROP,
-    device="cuda",
-    step=7,
-    note=_NOTE,
-    supports=_fprop_takes,
-    rank=_only_by_name,
-    dtypes=HALVES,
-    error_factor=1,
-)
+_step = functools.partial(kernel, device="cuda", step=7, note=_NOTE, rank=_only_by_name, dtypes=HALVES, error_factor=1)
+
+
+@_step(CONV2D_FPROP, supports=_fprop_takes)
 def fprop_wgmma(x, w, *, stride, padding, dilation, groups):
     s = fprop_shapes(x, w, stride, padding, dilation, groups)
     _convolve(to_nhwc(x), krsc(w), s)
     return s.result
 
 
-@kernel(
-    CONV2D_DGRAD,
-    device="cuda",
-    step=7,
-    note=_NOTE,
-    supports=_dgrad_takes,
-    rank=_only_by_name,
-    dtypes=HALVES,
-    error_factor=1,
-)
+@_step(CONV2D_DGRAD, supports=_dgrad_takes)
 def dgrad_wgmma(dy, w, *, stride, padding, dilation, groups, input_hw):
     """fprop of dy with the filters turned round, C and K exchanged."""
     s = dgrad_shapes(dy, w, stride, padding, dilation, groups, input_hw)

@@ -14,11 +14,11 @@ summed by one thread in one order.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
+from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, total
 from ..memory import empty
 from ..registry import kernel
@@ -52,7 +52,7 @@ def _wgrad_supports(x, dy):
 def linear_fprop_rows(x, w, b):
     y = empty((x.shape[0], w.shape[0]), np.float32)
     b = np.zeros(w.shape[0], np.float32) if b is None else b.astype(np.float32)
-    _products(np.ascontiguousarray(x, np.float32), bits(np.ascontiguousarray(w)), b, y)
+    _products(-(-len(w) // 4), np.ascontiguousarray(x, np.float32), bits(np.ascontiguousarray(w)), b, y)
     return _in(x.dtype, y)
 
 
@@ -69,7 +69,8 @@ def linear_wgrad_rows(x, dy):
 def _summed_rows(factors, rows):
     """factors (A, B) @ rows (B, I)."""
     y = empty((factors.shape[0], rows.shape[1]), np.float32)
-    _sums(np.ascontiguousarray(factors, np.float32), bits(np.ascontiguousarray(rows)), y)
+    tasks = -(-len(y) // _ROWS) * -(-y.shape[1] // _COLUMNS)
+    _sums(tasks, np.ascontiguousarray(factors, np.float32), bits(np.ascontiguousarray(rows)), y)
     return _in(rows.dtype, y)
 
 
@@ -78,16 +79,15 @@ def _in(dtype, y):
     return y if dtype == y.dtype else cast(y, dtype)
 
 
-@njit(parallel=True)
-def _products(x, w, b, y):
-    for task in prange((len(w) + 3) // 4):
-        first = 4 * np.int64(task)
-        for n in range(len(x)):
-            if first + 4 <= len(w):
-                _four_products(x[n], w[first : first + 4], b[first : first + 4], y[n, first : first + 4])
-            else:
-                for o in range(first, len(w)):
-                    _one_product(x[n], w[o], b[o : o + 1], y[n, o : o + 1])
+@parallel()
+def _products(task, x, w, b, y):
+    first = 4 * task
+    for n in range(len(x)):
+        if first + 4 <= len(w):
+            _four_products(x[n], w[first : first + 4], b[first : first + 4], y[n, first : first + 4])
+        else:
+            for o in range(first, len(w)):
+                _one_product(x[n], w[o], b[o : o + 1], y[n, o : o + 1])
 
 
 @njit(inline=True)
@@ -113,16 +113,14 @@ def _one_product(x, w, b, y):
     y[0] = b[0] + total(s)
 
 
-@njit(parallel=True)
-def _sums(factors, rows, y):
+@parallel()
+def _sums(task, factors, rows, y):
     columns = (y.shape[1] + _COLUMNS - 1) // _COLUMNS
-    heights = (len(y) + _ROWS - 1) // _ROWS
-    for task in prange(columns * heights):
-        high, column = divmod(np.int64(task), columns)
-        _task_sums(factors, rows, y, high * _ROWS, column * _COLUMNS)
+    high, column = divmod(task, columns)
+    _task_sums(factors, rows, y, high * _ROWS, column * _COLUMNS)
 
 
-@njit()
+@helper()
 def _task_sums(factors, rows, y, top, left):
     right, below = min(left + _COLUMNS, y.shape[1]), min(top + _ROWS, len(y))
     y[top:below, left:right] = 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from ..train.interrupt import Interrupted
-from .errors import bug, is_use, one_line
+from .errors import bug, is_use, one_line, say
 from .evaluate import evaluate
 from .export import export
 from .finetune import finetune
@@ -70,5 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(text: str, code: int) -> int:
     with contextlib.suppress(OSError):  # the disk that standard error goes to may be full
-        print(f"minires: {text}", file=sys.stderr, flush=True)
+        say(text)
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 from types import TracebackType
 
 from cyclopts import CycloptsError
@@ -34,6 +35,11 @@ def bug(error: BaseException) -> str:
     """One line for what is no error of use."""
     where = "" if error.__traceback__ is None else f" in {_place(_last(error.__traceback__))}"
     return f"internal error: {type(error).__name__}{where}: {one_line(error)} (a bug; --debug shows the traceback)"
+
+
+def say(text: str) -> None:
+    """A line beside the output: on standard error, after the program's name."""
+    print(f"minires: {text}", file=sys.stderr, flush=True)
 
 
 def _last(trace: TracebackType) -> TracebackType:

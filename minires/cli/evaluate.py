@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from .errors import say
 from .values import Whole
 
 
@@ -86,7 +86,6 @@ def evaluate(
         "workers": workers,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    say = lambda text: print(f"minires: {text}", file=sys.stderr)  # noqa: E731
     of_run: Any = weights
     if run is None:
         if weights == "final":

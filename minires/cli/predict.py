@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from .errors import say
 from .values import Whole
 
 _MANY = {"consume_multiple": True, "negative_iterable": ()}
@@ -67,7 +67,6 @@ def predict(
     from ..train.prediction import predict as predict_files
     from ..train.pretrained import open_network
 
-    say = lambda text: print(f"minires: {text}", file=sys.stderr)  # noqa: E731
     files = find_images(images)
     if threads:
         from minires.kernels.cpu.jit import set_num_threads  # pyright: ignore[reportMissingImports]

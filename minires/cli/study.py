@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 
 from .. import study
 from ..study import exercises
+from .errors import say
 from .values import Whole, whole
 
 RUNS = Path("runs/study")
@@ -49,7 +50,7 @@ def run_all(*, out: Path = RUNS) -> int:
     """
     for name, experiment in study.EXPERIMENTS.items():
         print(f"\n{name}: {_first_line(sys.modules[experiment.__module__])}\n")
-        _show(experiment(on_note=_note), out / name, json=False)
+        _show(experiment(on_note=say), out / name, json=False)
     return 0
 
 
@@ -58,7 +59,7 @@ def command_of(function: Callable[..., study.Result]) -> Callable[..., int]:
 
     @functools.wraps(function)
     def command(*arguments: Any, out: Path | None = None, json: bool = False, **settings: Any) -> int:
-        result = function(*arguments, **settings, on_note=_note)
+        result = function(*arguments, **settings, on_note=say)
         return _show(result, out or RUNS / result.folder, json)
 
     kinds = typing.get_type_hints(function)
@@ -99,12 +100,8 @@ def _show(result: study.Result, folder: Path, json: bool) -> int:
         print(result)
     print(f"\nwritten: {', '.join(files)}")
     if not any(file.endswith(".png") for file in files):
-        _note("no plot: drawing it needs matplotlib (pip install 'minires[demo]')")
+        say("no plot: drawing it needs matplotlib (pip install 'minires[demo]')")
     return 0
-
-
-def _note(text: str) -> None:
-    print(f"minires: {text}", file=sys.stderr, flush=True)
 
 
 def _first_line(module: Any) -> str:

@@ -191,14 +191,13 @@ class Trace(Result):
         """The walk as one page of HTML that needs nothing else."""
         image = self._repr_png_()
         plot = "" if image is None else f'<img alt="bytes kept for backward, op by op" src="{data_url(image)}">'
-        cell = lambda text: html.escape(text).replace("\n", "<br>")  # noqa: E731
         rows = []
         for step, row in zip(self.steps, self.rows(), strict=True):
             formulas = html.escape("\n".join(step.page.formulas) or "see its page")
-            back = f"<details><summary>{cell(row[4])}</summary><pre>{formulas}</pre>{step.page.where}</details>"
-            cells = [*map(cell, row[:4]), back, cell(row[5])]
+            back = f"<details><summary>{_cell(row[4])}</summary><pre>{formulas}</pre>{step.page.where}</details>"
+            cells = [*map(_cell, row[:4]), back, _cell(row[5])]
             rows.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
-        head = "".join(f"<th>{cell(name)}</th>" for name in self.head)
+        head = "".join(f"<th>{_cell(name)}</th>" for name in self.head)
         return _HTML.format(title=html.escape(self.title()), plot=plot, head=head, rows="\n".join(rows))
 
     def _repr_html_(self) -> str:
@@ -295,6 +294,11 @@ def _gradients(record: TraceRecord) -> str:
     """The first gradient that an op's backward made, and how many more; each has the shape of its input."""
     made = [_shape(s) for s in record.outputs if s is not None]
     return made[0] if len(made) == 1 else f"{made[0]} + {len(made) - 1} more"
+
+
+def _cell(text: str) -> str:
+    """Text in HTML."""
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _size(n: int) -> str:
