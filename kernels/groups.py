@@ -15,7 +15,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .cpu.jit import helper
-from .memory import namespace
+from .memory import address, namespace
 
 BLOCK = 1 << 16  # numbers per task; less than this is not worth waking a thread for
 
@@ -62,7 +62,7 @@ def table(roles: Sequence[list[np.ndarray]]) -> np.ndarray:
     A task is at most `BLOCK` numbers of one tensor.
     """
     item = roles[0][0].itemsize
-    rows = np.array([[a.__array_interface__["data"][0] for a in role] for role in roles], np.int64)
+    rows = np.array([[address(a) for a in role] for role in roles], np.int64)
     sizes = np.array([a.size for a in roles[0]], np.int64)
     if sizes.max() > BLOCK:
         blocks = -(-sizes // BLOCK)

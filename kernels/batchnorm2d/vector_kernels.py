@@ -62,7 +62,7 @@ def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
     rows, shift = bits(memory).reshape(-1, _length(c)), memory[0, 0, 0].astype(np.float32)
     mean, var, partial = empty((c,), shift.dtype), empty((c,), shift.dtype), _partial(rows)
-    _statistics(len(partial), rows, np.tile(shift, rows.shape[1] // c), _group(rows), partial)
+    _statistics(len(partial), rows, np.concatenate([shift] * (rows.shape[1] // c)), _group(rows), partial)
     _moments(partial, shift, x.size // c, mean, var)
     # In float32, as the op computes it: backward must find the same y > 0.
     return _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu), mean, var

@@ -17,6 +17,7 @@ from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import njit
 from ..cpu.transforms import copy
+from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
@@ -64,8 +65,10 @@ def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, r
 
 
 def follows(y, b=None, z=None, relu=False):
-    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least that is written.
-    z is logically (N, K, P, Q)."""
+    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least to be written.
+
+    z is logically (N, K, P, Q).
+    """
     bias = np.zeros(0, np.float32) if b is None else cast(b, np.float32)
     return bias, y if z is None else bits(to_nhwc(z)), z is not None, np.float32(0 if relu else -np.inf)
 
@@ -140,8 +143,9 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     return dx
 
 
+@kept
 def paired(w, turned):
-    """w (K, C, R, S) -> panels of K: (panels, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+    """w (K, C, R, S) -> (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
     panels = pack(cast(w, np.float32), turned)
     *shape, c, width = panels.shape
     pairs = empty((*shape, c // 2, width), np.uint32)

@@ -13,6 +13,7 @@ from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.jit import njit
+from ..kept import kept
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .bfloat16_kernels import follows, paired
@@ -69,9 +70,15 @@ def bias_act_pointwise_bfloat16(x, w, b, z, *, stride, padding, dilation, groups
 def _convolve(x, w, *more):
     x = to_nhwc(x)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *x.shape[1:3], x.dtype)
-    pairs = np.ascontiguousarray(bits(w)).reshape(w.shape[:2]).view(np.float32)  # two channels each
-    _multiply(x, pack(pairs[:, :, None, None], False), memory, *more)
+    _multiply(x, _pairs(w), memory, *more)
     return y
+
+
+@kept
+def _pairs(w):
+    """Panels of w (K, C, 1, 1), two channels to a number."""
+    pairs = np.ascontiguousarray(bits(w)).reshape(w.shape[:2]).view(np.float32)
+    return pack(pairs[:, :, None, None], False)
 
 
 @kernel(

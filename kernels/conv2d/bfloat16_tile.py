@@ -2,9 +2,10 @@
 
     y[m, k] = act(sum over o, i of A[m, o, i, 0] * B[o, i, k, 0] + A[m, o, i, 1] * B[o, i, k, 1]  (+ bias[k] + z[m, k]))
 
-A tile has two vectors of filters (`tile_rows` says how many pixels), or one. Where one instruction multiplies pairs, any
-of these reaches the speed of the multipliers, from the second-level cache too; 28 sums and two vectors of B just fit
-into 32 registers, and 14 or 7 pixels divide the rows of a ResNet's images.
+A tile has two vectors of filters (`tile_rows` says how many pixels), or one. Where one instruction multiplies pairs,
+any of these reaches the speed of the multipliers, from the second-level cache too; 28 sums and two vectors of B just
+fit into 32 registers, and 14 or 7 pixels divide the rows of a ResNet's images. The lines of the next tile's output and
+skip are asked for while this one's products are summed: 1x1 layers from 64 to 256 channels took 1.5 times as long.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, transpose_block
+from ..kept import kept
 from ..memory import empty
 
 _VECTOR_BYTES, _LINE = simd().vector_bytes, 64
@@ -23,6 +24,7 @@ def panel_width(k, dtype):
     return lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
 
 
+@kept
 def pack(w, turned):
     """w (K, C, R, S) -> (panels of K, R, S, C, width), or turned: (panels of C, R, S, K, width)."""
     w = np.ascontiguousarray(w)

@@ -22,6 +22,7 @@ from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile
 from ..cpu.parallel import parallel
 from ..cpu.transforms import transform_2d
+from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from . import winograd
@@ -103,8 +104,7 @@ def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(c + width, dtype)
-        panels = empty((wide // width, PLACES, plane(c, width)), dtype)
-        _transform_filters(len(panels), w, turned, panels, width)
+        panels = _transformed(w, turned)
         _by_tiles(-(-tiles // block), x, panels, memory, padding, tiles, block, width, bias, floor)
     else:
         v = empty((PLACES, plane(tiles, c)), dtype)
@@ -112,6 +112,16 @@ def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
         _transform_patches(-(-tiles // 8), x, v, memory, padding, tiles)
         _by_filters(wide // width * -(-tiles // block), w, turned, v, memory, tiles, block, width, bias, floor)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+
+
+@kept
+def _transformed(w, turned):
+    """U (panels, 36, plane) of filters, whole vectors of them."""
+    k, c = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
+    width = panel_width(k, w.dtype)
+    panels = empty((k // width, PLACES, plane(c, width)), w.dtype)
+    _transform_filters(len(panels), w, turned, panels, width)
+    return panels
 
 
 def with_whole_vectors(a, axis):

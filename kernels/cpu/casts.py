@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..kept import kept
 from ..memory import dense_order, empty
 from .bfloat16 import bits
 from .jit import helper, njit
@@ -17,8 +18,10 @@ _BLOCK = 1 << 15  # numbers of a task, whole panels
 _PAIR = {np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
 
 
+@kept
 def cast(a: Any, dtype: Any) -> Any:
-    """The array in another dtype, in the memory order of `a`, rounded to the nearest, ties to even; a copy always."""
+    """The array in another dtype, in the memory order of `a`, rounded to the nearest, ties to even; a copy (of a
+    `constant` the one that is kept)."""
     dtype = np.dtype(dtype)
     order = dense_order(a)
     if {a.dtype, dtype} != _PAIR or order is None:
