@@ -2,7 +2,7 @@
 
 import sys
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from .accuracy import accuracy
 from .fuzz import fuzz
@@ -18,6 +18,7 @@ from .roofline import roofline
 from .transfer import transfer
 
 app = App(name="benchmarks", help="Check, then time.", help_format="plaintext")
+app.default_parameter = Parameter(consume_multiple=True, negative_iterable=())  # --seeds 0 1, or --seeds 0 --seeds 1
 app.default(kernels)
 app.command(networks)
 app.command(profile)

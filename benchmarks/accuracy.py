@@ -58,6 +58,8 @@ def accuracy(
     """
     if unknown := set(arithmetic) - set(ARITHMETIC):
         raise ValueError(f"--arithmetic {', '.join(sorted(unknown))}: choose from {', '.join(ARITHMETIC)}")
+    if not seeds or not arithmetic:
+        raise ValueError(f"nothing to train: seeds {seeds}, arithmetic {arithmetic}; name at least one of each")
     if data is None:
         if not (source := os.environ.get("MINIRES_DATA")):
             raise ValueError("say where the images are: --data ARCHIVE, or set MINIRES_DATA")

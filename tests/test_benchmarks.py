@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import benchmarks.__main__ as command_line
 from benchmarks import accuracy, layers, provenance, readme, roofline, turns
 from benchmarks.networks import _differences
 from benchmarks.peaks import Peaks
@@ -279,6 +280,13 @@ def test_accuracy_is_compared_and_finished_runs_are_not_done_again(tmp_path):
     assert len({row["test_loss"] for row in rows}) == 3, "three arithmetics round alike"
     again = _run("accuracy", "--data", tmp_path / "images.tar", *options)
     assert again.returncode == done.returncode and "seed 3:" in done.stdout and "seed 3:" not in again.stdout
+
+
+@pytest.mark.parametrize("seeds", [("--seeds", "0", "1", "2"), ("--seeds", "0", "--seeds", "1", "--seeds=2")])
+def test_several_values_follow_one_flag_or_one_each(seeds):
+    command, bound, _ = command_line.app.parse_args(["accuracy", *seeds, "--arithmetic", "exact", "bf16"])
+    assert command is accuracy.accuracy
+    assert bound.arguments == {"seeds": (0, 1, 2), "arithmetic": ("exact", "bf16")}
 
 
 def test_accuracy_is_judged():
