@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from minires.kernels.cpu.jit import set_num_threads
 
 from minires import tuning
 
@@ -11,6 +12,17 @@ from minires import tuning
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    set_num_threads(1)  # a process per core; a test that is about threads asks for two
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A process per core for the whole suite; this one alone, with its output and debugger, where files are named."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return os.cpu_count()
 
 
 @pytest.fixture(autouse=True)
