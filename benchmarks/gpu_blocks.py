@@ -5,6 +5,11 @@ with ReLU and addition), "cudnn_fused" with what its frontend offers in Python f
 conv-statistics, backward scale-bias-ReLU-wgrad; BatchNorm's backward takes the activation, and is not fused with
 dgrad). Between operations there is nothing: no casts, no optimizer, no allocation, which is in cuDNN's favour.
 
+cuDNN also has dgrad-dReLU-dBN in one kernel. Its last operation, which sums for dgamma and dbeta and makes the factors
+of the next pass, is `dbn_weight` in the C++ frontend; the Python class `cudnn.pygraph` of nvidia-cudnn-frontend 1.28
+has neither it nor `bn_finalize`, and `genstats`, the nearest that it has, sums squares, where dy * x must be summed. So
+that fusion is not on cuDNN's side here.
+
 Source: docs.nvidia.com/deeplearning/cudnn/frontend, operations "Convolutions", "Normalizations" and "Pointwise".
 """
 

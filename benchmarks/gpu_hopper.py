@@ -26,7 +26,7 @@ from minires.kernels.memory import empty  # pyright: ignore[reportMissingImports
 _SOURCE = Path(__file__).with_name("gpu_hopper.cu")
 _CORNER = np.dtype([("axes", np.int32), ("c", np.int32, 4)])  # struct Corner
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-# Bytes of a row, and bits of a matrix descriptor: its leading and stride offsets in units of 16 bytes, the swizzle's mode.
+# Bytes of a row, and bits of a matrix descriptor: leading and stride offset in units of 16 bytes, the swizzle's mode.
 _LAYOUTS = {"128B": (128, 1 << 16 | 64 << 32 | 1 << 62), "64B": (64, 1 << 16 | 32 << 32 | 2 << 62)}
 _LAYOUTS |= {"32B": (32, 1 << 16 | 16 << 32 | 3 << 62)}
 _TURNS = 7

@@ -40,7 +40,7 @@ PREDICTORS = (
     "minires_amp",
     "minires",
 )
-REPLAYS = ("fp32", "amp", "amp_one_op")
+REPLAYS = ("fp32", "amp", "amp_one_op", "loop_fp32", "loop_bf16", "loop_fp16")
 STEPS = 1000  # of `replays`
 _LEARNING: dict[str, Any] = dict(lr=0.1, momentum=0.9, weight_decay=1e-4)
 _SECONDS, _SAMPLES = 10.0, 5  # measured for; samples at least, of 5 steps each
@@ -56,7 +56,8 @@ def inference_names() -> list[str]:
 
 
 def training(argument: str) -> Iterator[Row]:
-    """Images per second of training steps of one library: forward, backward, SGD."""
+    """Images per second of training steps of one library: forward, backward, SGD. argument: "library:model:batch", and
+    ":seconds" of measuring."""
     yield from _measured(argument, _our_step, _torch_step)
 
 
@@ -66,7 +67,8 @@ def inference(argument: str) -> Iterator[Row]:
 
 
 def _measured(argument: str, ours: Callable[..., Any], theirs: Callable[..., Any]) -> Iterator[Row]:
-    library, model, batch = argument.split(":")
+    library, model, batch, *rest = argument.split(":")
+    seconds = float(rest[0]) if rest else _SECONDS
     is_ours = library.startswith("minires")
     if not is_ours and importlib.util.find_spec("torch") is None:
         yield {"library": library, "model": model, "skipped": "PyTorch is not installed"}
@@ -78,7 +80,7 @@ def _measured(argument: str, ours: Callable[..., Any], theirs: Callable[..., Any
         version += ", replayed"
     wait()
     samples: list[float] = []
-    stop = time.perf_counter() + _SECONDS
+    stop = time.perf_counter() + seconds
     while len(samples) < _SAMPLES or time.perf_counter() < stop:
         begin = time.perf_counter()
         for _ in range(5):
@@ -204,32 +206,64 @@ def _torch_forward(library: str, model: str, images: np.ndarray, labels: np.ndar
 
 def replays(argument: str) -> Iterator[Row]:
     """Replays beside steps without a graph, one after the other on the same batches, with a learning rate that changes
-    and dropout: the first step at which loss or weights differ in a bit; raises where there is one."""
+    and dropout: the first step at which loss or weights differ in a bit; raises where there is one. "loop_...": the
+    step of `minires train`, whose update is stopped on the GPU where something is not finite."""
     import minires
 
     batches = [tuple(minires.from_numpy(a).to("cuda") for a in _batch(128, 32, seed)) for seed in range(4)]
-    nets, schedules = [], []
-    steps: list[Any] = []  # the second of them a GraphedStep
+    nets, steps, schedules, captured = [], [], [], []
     for graph in (False, True):
         net = minires.nn.Sequential(network("resnet20", "one_op" in argument), minires.nn.Dropout(0.1))
-        step, optimizer = training_step(net, "amp" in argument, graph)
+        make = _loop_side if argument.startswith("loop_") else _plain_side
+        step, optimizer, whether = make(net, argument, graph)
         nets.append(net)
         steps.append(step)
+        captured.append(whether)
         schedules.append(minires.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS))
     row: Row = {"setup": argument, "steps": STEPS, "first_different": None, "captured": False}
     for number in range(STEPS + _WARM):
         numbers, losses = minires.get_rng_state(), []
         for step, schedule in zip(steps, schedules, strict=True):
             minires.set_rng_state(numbers)  # both drop the same
-            losses.append(step(*batches[number % len(batches)]).array.get().tobytes())
+            losses.append(step(*batches[number % len(batches)]))
             schedule.step()
         if losses[0] != losses[1] or (number % 100 == 0 and not _same(*nets)):
             row["first_different"] = number
             break
-    row |= {"captured": steps[1].captured, "weights_equal": _same(*nets)}
+    row |= {"captured": captured[1](), "weights_equal": _same(*nets)}
     yield row
     if row["first_different"] is not None or not row["weights_equal"] or not row["captured"]:
         raise RuntimeError(f"replays are not what steps without a graph are: {row}")
+
+
+Side = tuple[
+    Callable[..., Any], Any, Callable[[], bool]
+]  # a step, whose result can be compared; its optimizer; captured?
+
+
+def _plain_side(net: Any, argument: str, graph: bool) -> Side:
+    step, optimizer = training_step(net, "amp" in argument, graph)
+
+    def compared(*batch: Any) -> bytes:
+        return step(*batch).array.get().tobytes()
+
+    return compared, optimizer, lambda: getattr(step, "captured", False)
+
+
+def _loop_side(net: Any, argument: str, graph: bool) -> Side:
+    from minires.train.optimizers import make_optimizer
+    from minires.train.recipe import Recipe
+    from minires.train.step import TrainStep
+
+    precision: Any = argument.removeprefix("loop_")
+    recipe = Recipe(device="cuda", precision=precision, cuda_graphs=graph, clip=5.0, label_smoothing=0.1)
+    optimizer = make_optimizer(recipe, net)
+    step = TrainStep(recipe, net, optimizer, note=_refuse)
+
+    def compared(*batch: Any) -> str:
+        return repr((step(0, *batch), step.scaler.get_scale()))
+
+    return compared, optimizer, lambda: step.graph is not None and step.graph.captured
 
 
 def _same(a: Any, b: Any) -> bool:

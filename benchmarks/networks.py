@@ -14,6 +14,7 @@ from minires.kernels.cpu.jit import get_num_threads  # pyright: ignore[reportMis
 from minires.kernels.timing import timing  # pyright: ignore[reportMissingImports]
 
 from .contestants import CONTESTANTS, INFERENCE_ONLY, missing
+from .gpu_networks import time_networks
 from .layers import NETWORKS, floor_seconds
 from .peaks import measure, measure_sgemm
 from .provenance import write
@@ -46,14 +47,14 @@ def networks(
     size: int = 0,
     output: Path | None = None,
 ) -> None:
-    """Time whole networks on the CPU: a training step (forward, backward, SGD) and inference, with their peers.
+    """Time whole networks: a training step (forward, backward, SGD) and inference, with their peers.
 
     Lists are written with commas. A peer that compiles does so at its first run, for a minute, and keeps it on disk.
 
     Parameters
     ----------
     device
-        "cpu".
+        "cpu", or "cuda": beside PyTorch, eager and compiled; CUDA graphs on both sides.
     only
         Names of networks.
     what
@@ -63,19 +64,24 @@ def networks(
     peers
         Only these peers; none: `--peers none`.
     seconds
-        Of timing for each row; starting and checking come before.
+        Of timing for each row of the table; starting and checking come before.
     least
-        Rounds at least, however long they take.
+        Rounds at least, however long they take (CPU).
     batch
         Images per step; 0: as the benchmark has it for this network.
     size
-        Their height and width; 0: as the benchmark has it.
+        Their height and width; 0: as the benchmark has it (CPU).
     output
         The CSV file to write, instead of one named after this machine in benchmarks/results.
     """
-    if device != "cpu":
-        raise ValueError(f"device {device!r}: these benchmarks run on 'cpu'")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: these benchmarks run on 'cpu' and 'cuda'")
     models = _listed("only", only, NETWORKS)
+    if device == "cuda":
+        rivals = None if not peers else [name for name in peers.split(",") if name != "none"]
+        tasks, precisions = _listed("what", what, WHAT), _listed("precision", precision, PRECISIONS)
+        time_networks(models, tasks, precisions, rivals, seconds, batch, output)
+        return
     wanted = _listed("peers", peers, [*CONTESTANTS, "none"]) if peers else [*CONTESTANTS]
     threads, files = get_num_threads(), set()
     for model in models:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from minires.kernels.cpu.features import simd  # pyright: ignore[reportMissingImports]
-from minires.kernels.cpu.jit import get_num_threads, njit  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu.jit import get_num_threads, helper, njit  # pyright: ignore[reportMissingImports]
 from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -131,7 +131,7 @@ def _multiply_add(threads, width, steps):
     return sums
 
 
-@njit()
+@helper()
 def _run_chains(width, steps):
     x = np.float32(0.5)
     if width == 64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .gpu_layers import ladder
@@ -11,6 +12,7 @@ from .provenance import RESULTS, read
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- speeds: made by `python -m benchmarks readme` -->", "<!-- end of speeds -->"
+GPU_FILES = ("networks", "conv2d")  # how their names begin
 _WHAT = {"train": "training step", "infer": "inference"}
 Row = dict[str, str]
 
@@ -52,12 +54,12 @@ def tables(results: Path = RESULTS) -> str:
         parts += [_machine(read(file)), _memory(read(file))]
     for file in sorted(results.glob("conv2d-*t.csv")):
         parts += [_machine(read(file)), _convolutions(read(file))]
-    on_gpus = [file for file in sorted(results.glob("conv2d-*.csv")) if not file.stem.endswith("t")]
-    for file in on_gpus:
-        parts += [_ladder(read(file))]
-    if parts and not on_gpus:
+    networks, ladders = ([f for f in sorted(results.glob(f"{name}-*.csv")) if _of_a_gpu(f)] for name in GPU_FILES)
+    parts += [_on_gpu(read(file)) for file in networks] + [_ladder(read(file)) for file in ladders]
+    if parts and not networks and not ladders:
         parts.append(
-            "On a GPU nothing is measured yet: `python -m benchmarks conv2d --device cuda` makes the ladder's table."
+            "On a GPU nothing is measured yet: `python -m benchmarks networks --device cuda` makes the table of whole "
+            "networks, `conv2d --device cuda` the ladder's."
         )
     return "\n" + "\n\n".join(parts) + "\n" if parts else "\nNothing is measured yet.\n"
 
@@ -104,6 +106,27 @@ def _convolutions(rows: list[Row]) -> str:
     plain = plain_3x3(rows)
     if plain is not None:
         lines += ["", f"3x3 at stride 1 of ResNet-18 and -50, all directions: {plain:.2f}. (Geometric means.)"]
+    return "\n".join(lines)
+
+
+def _of_a_gpu(file: Path) -> bool:
+    """Whether a results file was measured on a GPU: those of CPUs end in the number of threads."""
+    return not re.search(r"-\d+t$", file.stem) and not file.stem.startswith("networks-memory")
+
+
+def _on_gpu(rows: list[Row]) -> str:
+    lines = [f"{rows[0]['gpu']}, driver {rows[0]['driver']}; commit {rows[0]['commit']}:", ""]
+    lines += ["| work | minires | images/s | best of PyTorch | images/s | minires / it |", "|---|---|---|---|---|---|"]
+    for group in _groups(rows):
+        ours = next((row for row in group if row["library"].startswith(OURS)), None)  # the fastest stands first
+        peer = next((row for row in group if row["best"] == "1"), None)
+        if ours is None:
+            continue
+        cells = [f"{_name(ours)}, {_WHAT[ours['what']]}, {ours['precision']}", ours["library"], ours["images_per_s"]]
+        theirs = (
+            [peer["library"], peer["images_per_s"], f"**{float(ours['over_best_peer']):.2f}**"] if peer else [""] * 3
+        )
+        lines.append(_cells(*cells, *theirs))
     return "\n".join(lines)
 
 

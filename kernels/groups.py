@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .cpu.jit import njit
-from .memory import namespace
+from .cpu.jit import helper
+from .memory import address, namespace
 
 BLOCK = 1 << 16  # numbers per task; less than this is not worth waking a thread for
 
@@ -62,7 +62,7 @@ def table(roles: Sequence[list[np.ndarray]]) -> np.ndarray:
     A task is at most `BLOCK` numbers of one tensor.
     """
     item = roles[0][0].itemsize
-    rows = np.array([[a.__array_interface__["data"][0] for a in role] for role in roles], np.int64)
+    rows = np.array([[address(a) for a in role] for role in roles], np.int64)
     sizes = np.array([a.size for a in roles[0]], np.int64)
     if sizes.max() > BLOCK:
         blocks = -(-sizes // BLOCK)
@@ -70,6 +70,11 @@ def table(roles: Sequence[list[np.ndarray]]) -> np.ndarray:
         rows = np.repeat(rows, blocks, axis=1) + start * item
         sizes = np.minimum(np.repeat(sizes, blocks) - start, BLOCK)
     return np.ascontiguousarray(np.concatenate([rows, sizes[None]]).T)
+
+
+def share_of(tasks: np.ndarray) -> int:
+    """How many tasks go together: all of them, where there is too little to wake the threads for."""
+    return max(1, len(tasks)) if tasks[:, -1].sum() <= BLOCK else 1
 
 
 @intrinsic
@@ -82,7 +87,7 @@ def _pointer(typing_context, address, like):
     return types.CPointer(like.dtype)(address, like), emit
 
 
-@njit()
+@helper()
 def numbers(row, role, like):
     """The numbers of one role of a task, as an array."""
     return carray(_pointer(row[role], like), row[-1])

@@ -160,9 +160,9 @@ def _in(value: Any, dtype: np.dtype) -> Any:
     if state.casts is None or not (value.is_leaf and value.requires_grad):  # only weights are used again
         return Cast.apply(value, dtype=dtype, kept=None)
     key = id(value), dtype.name
-    tensor, version, kept = state.casts.get(key, (None, 0, None))
-    y = Cast.apply(value, dtype=dtype, kept=kept if tensor is value and version == value.version[0] else None)
-    state.casts[key] = value, value.version[0], y.array
+    array, version, kept = state.casts.get(key, (None, 0, None))
+    y = Cast.apply(value, dtype=dtype, kept=kept if array is value.array and version == value.version[0] else None)
+    state.casts[key] = value.array, value.version[0], y.array
     return y
 
 

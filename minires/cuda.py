@@ -13,7 +13,8 @@ Within a capture Python runs once, the GPU not at all; a replay runs the GPU, an
 - Memory is what it was: results of the captured code are overwritten by every replay, inputs are written into
   (`make_graphed_step` does it). Memory of the capture comes from a pool that the graph keeps; a replay allocates none.
 - What the host knows anew at every step is `fed`: a learning rate, the key of dropout's numbers. Its function is asked
-  again before every replay. A number passed to a kernel by value stays what it was at the capture.
+  again before every replay. A number passed to a kernel by value stays what it was at the capture; where it may change
+  (a momentum), `held` says so, and a replay after a change is a RuntimeError.
 - Nothing may wait for the GPU (`loss.item()`), and nothing may be copied from the host: either is a RuntimeError.
 
 `make_graphed_step(step)` captures and replays a function of tensors by itself, and runs it as it is where it has to.
@@ -35,8 +36,8 @@ from .device import Device, array_module, cuda_is_available, device, device_of, 
 from .random import default_generator, get_rng_state, set_rng_state
 from .state import state
 
-__all__ = ["CUDAGraph", "GraphedStep", "fed", "fed_numbers", "graph", "is_available", "is_current_stream_capturing"]
-__all__ += ["make_graphed_step"]
+__all__ = ["CUDAGraph", "GraphedStep", "fed", "fed_numbers", "graph", "held", "is_available"]
+__all__ += ["is_current_stream_capturing", "make_graphed_step"]
 
 
 class _Local(threading.local):
@@ -71,6 +72,7 @@ class CUDAGraph:
         self._graph: Any = None
         self._pool: Any = None
         self._fed: list[tuple[Any, Callable[[], Any]]] = []
+        self._held: list[tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = []
         self._drawn: dict[str, Any] = {}
         self._numbers: Any = None
         self._entered: contextlib.ExitStack | None = None
@@ -116,10 +118,13 @@ class CUDAGraph:
     def replay(self) -> None:
         """Ask what is fed, and do the captured work on the current stream; returns before it is done.
 
-        RuntimeError where something allocates memory of the GPU, which a replay never needs.
+        RuntimeError where something allocates memory of the GPU, which a replay never needs, and where a value has
+        changed that the captured work holds (`changed`).
         """
         if self._graph is None:
             raise RuntimeError("replay() of a graph that was not captured")
+        if changed := self.changed():
+            raise RuntimeError(f"replay() of a graph that holds another value: {changed}; capture it anew")
         cuda = self._xp.cuda
         with cuda.Device(self.device.index), cuda.using_allocator(_refuse_memory):
             stream = cuda.get_current_stream()
@@ -131,7 +136,8 @@ class CUDAGraph:
 
     def reset(self) -> None:
         """Forget what was captured, and let go of its memory, as far as no array is left in it."""
-        pool, self._graph, self._pool, self._fed, self._drawn = self._pool, None, None, [], {}
+        pool, self._graph, self._pool = self._pool, None, None
+        self._fed, self._held, self._drawn = [], [], {}
         _lingering[:] = [p for p in (*_lingering, pool) if p is not None and p.used_bytes()]
 
     __del__ = reset
@@ -145,6 +151,18 @@ class CUDAGraph:
         array = self._xp.empty(shape, dtype)
         self._fed.append((array, value))
         return array
+
+    def hold(self, values: Callable[[], dict[str, Any]]) -> None:
+        """Say that the captured work holds these values, by name, as they are now; see `held`."""
+        self._held.append((values, values()))
+
+    def changed(self) -> str:
+        """What is not as the captured work holds it, such as "momentum is 0.8, and was 0.9 at the capture"; or ""."""
+        for values, then in self._held:
+            for name, value in values().items():
+                if value != then[name]:
+                    return f"{name} is {value!r}, and was {then[name]!r} at the capture"
+        return ""
 
     def draw(self, count: int) -> Any:
         """`fed_numbers` of this graph. The generator goes on, so that it tells one draw from the next."""
@@ -203,6 +221,15 @@ def fed_numbers(count: int, like: Any) -> Any:
     return fed(lambda: default_generator.bit_generator.random_raw(count), (count,), "uint64", like)
 
 
+def held(values: Callable[[], dict[str, Any]]) -> None:
+    """Say that kernels get these numbers, by name, by value: a graph captured now must not be replayed with others.
+
+    values: asked now and before every replay, where a graph is being captured; else not at all.
+    """
+    if _local.capturing is not None:
+        _local.capturing.hold(values)
+
+
 class GraphedStep:
     """What `make_graphed_step` returns: call it like the step.
 
@@ -238,7 +265,9 @@ class GraphedStep:
         if state.hooks:
             return self._eagerly("hooks are entered, which watch ops as they run", inputs)
         key = (self.depends(), tuple((t.shape, t.dtype, t.array.strides) for t in inputs))
-        if self._graph is not None and key[0] != self._key[0]:  # another stage of the training: capture it anew
+        if self._graph is not None and (changed := self._graph.changed()):
+            self._say(f"{changed}; it is captured anew")
+        if self._graph is not None and (changed or key[0] != self._key[0]):  # another stage: capture it anew
             self._graph = None
             self._ran = 0
         if self._graph is None:
@@ -258,10 +287,15 @@ class GraphedStep:
         return self._outputs
 
     def _eagerly(self, reason: str, inputs: Any) -> Any:
-        if reason not in self._said:
-            self._said.add(reason)
-            self.note(f"CUDA graphs: {reason}; such a step runs without its graph")
+        self._say(f"{reason}; such a step runs without its graph")
         return self.step(*inputs)
+
+    def _say(self, text: str) -> None:
+        """Note it, once for each kind of reason: values that change do so at many steps."""
+        kind = text.partition(" is ")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self.note(f"CUDA graphs: {text}")
 
     def _capture(self, inputs: Any) -> bool:
         """Whether the step is captured now; where it cannot be, why is noted, and nothing has happened."""
@@ -293,7 +327,8 @@ def make_graphed_step(
     step: a function of tensors on one GPU: forward, backward, the optimizer's step, or parts of them. It must begin
     with `zero_grad()` where it has a backward. What it returns is overwritten by the next replay. warmup: steps that
     run as they are: they compile kernels, measure (`autotune`) and make the optimizer's buffers. depends: called before
-    every step; where its value changes (layers are frozen, training becomes evaluation), the step is captured anew.
+    every step; where its value changes (layers are frozen, training becomes evaluation), or a value that is `held` (the
+    optimizer's momentum, its weight decay), the step is captured anew, after as many steps as they are.
     note: called with one line on each reason why steps run without the graph; by default a warning. where: the device
     of a step without inputs.
 

@@ -48,7 +48,10 @@ def is_cuda_array(array: Any) -> bool:
 
 def device_of(*arrays: Any) -> Device:
     """The one device on which the arrays lie; TypeError where they lie on several."""
-    if all(a is None or type(a) is np.ndarray for a in arrays):  # nearly always, and asked before every kernel
+    for a in arrays:
+        if a is not None and type(a) is not np.ndarray:
+            break
+    else:  # nearly always, and asked before every kernel
         return CPU
     devices = {Device("cuda", a.device.id) if is_cuda_array(a) else CPU for a in arrays if a is not None}
     if len(devices) > 1:

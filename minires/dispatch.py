@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
-from minires.kernels import registry  # pyright: ignore[reportMissingImports]
+from minires.kernels import kept, registry  # pyright: ignore[reportMissingImports]
 
 from . import tuning
 from .device import device_of
 
+constant = kept.constant  # what is said of an array here, kernels heed
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
 _MOST_TAKERS = 4096  # shapes; a network has some dozens
@@ -45,7 +46,10 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 def select(problem: str, *arrays: Any, **params: Any) -> Any:
     """The kernel that `run` would use: chosen by hand, else measured (`autotune`), else of the highest rank."""
     device = device_of(*arrays).type
-    candidates = [k for k in _taking(problem, device, arrays, params) if k.exact or not _state.exact]
+    candidates = _taking(problem, device, arrays, params)
+    if candidates and not (_state.chosen or _state.exact or _state.autotune or _measured):
+        return candidates[0]
+    candidates = [k for k in candidates if k.exact or not _state.exact]
     if not candidates:
         dtypes = ", ".join(str(a.dtype) for a in arrays if a is not None)
         raise NotImplementedError(f"no {device} kernel of {problem} takes ({dtypes}) with {params}")
@@ -67,18 +71,15 @@ def _taking(problem: str, device: str, arrays: tuple, params: dict) -> list[Any]
     """The kernels that take these inputs, the highest rank first: asked once per shapes, dtypes and parameters, as
     asking takes longer than a small kernel runs."""
     registered = registry.kernels(problem, device)
-    key = (
-        problem,
-        device,
-        *(None if a is None else (a.shape, a.dtype) for a in arrays),
-        *(item for item in params.items() if not _is_value(item[1])),
-    )
-    if key not in _takers or _takers[key][0] is not registered:  # other kernels were registered since
+    shapes = [None if a is None else (a.shape, a.dtype) for a in arrays]
+    key = (problem, device, *shapes, *[item for item in params.items() if not _is_value(item[1])])
+    found = _takers.get(key)
+    if found is None or found[0] is not registered:  # other kernels were registered since
         if len(_takers) >= _MOST_TAKERS:
             _takers.clear()
         taking = [k for k in registered if k.takes(*arrays, **params)]
-        _takers[key] = registered, sorted(taking, key=lambda k: -k.rank_for(*arrays, **params))
-    return _takers[key][1]
+        found = _takers[key] = registered, sorted(taking, key=lambda k: -k.rank_for(*arrays, **params))
+    return found[1]
 
 
 @contextlib.contextmanager
@@ -172,7 +173,7 @@ def _frozen(params: dict) -> tuple:
 
 def _is_value(parameter: Any) -> bool:
     """Whether it is a float or an array of one number (a learning rate), on which no choice depends."""
-    return isinstance(parameter, float) or hasattr(parameter, "strides")
+    return not isinstance(parameter, (tuple, int)) and (isinstance(parameter, float) or hasattr(parameter, "strides"))
 
 
 def _tuples(value: Any) -> Any:

@@ -40,8 +40,10 @@ class Tensor(Methods):
 
     def __init__(self, array: Any, requires_grad: bool = False, node: Node | None = None):
         self.array: Any = array if type(array) is np.ndarray else _as_array(array)
-        self.node: Node | None = None
-        self.requires_grad_(requires_grad).node = node
+        self._requires_grad, self.node = False, None
+        if requires_grad:
+            self.requires_grad_()
+        self.node: Node | None = node
         self.grad: Tensor | None = None
         self.grad_hooks: dict[int, Callable[[Tensor], Tensor | None]] = {}
         self.version = [0]  # counts writes into the memory; shared by the tensors that show it
@@ -124,9 +126,9 @@ class Node:
     def __init__(self, fn: type[Function], inputs: Sequence[Tensor | None], params: dict[str, Any]):
         self.fn, self.params, self.scope, self.number = fn, params, state.scope, next(_numbers)
         on = state.grad_enabled
-        self.inputs = tuple((t.node or t) if on and t is not None and t.requires_grad else None for t in inputs)
-        self.needs_grad = tuple(vertex is not None for vertex in self.inputs)
-        self.input_shapes = tuple(None if t is None else t.shape for t in inputs)
+        self.inputs = tuple([(t.node or t) if on and t is not None and t._requires_grad else None for t in inputs])
+        self.needs_grad = tuple([vertex is not None for vertex in self.inputs])
+        self.input_shapes = tuple([None if t is None else t.array.shape for t in inputs])
         self.saved_for_backward: tuple[Any, ...] | None = ()
         self.grad_hooks: dict[int, Callable[[Tensor], Tensor | None]] = {}
         self.retaining: Callable[[], Tensor | None] = lambda: None
@@ -181,11 +183,11 @@ class Function:
         array = cls.forward(node, *arrays, **params)
         for hook in reversed(state.hooks):
             hook.forward_post(node, arrays, array)
-        y = Tensor(array, any(node.needs_grad), node if any(node.needs_grad) else None)
-        tensors = [t for t in inputs if t is not None]
-        y.version = next((t.version for t in tensors if _memory(t.array) == _memory(array)), y.version)
-        saved = {_memory(a) for a in node.saved_for_backward or ()}
-        node.versions = [(t.version, t.version[0]) for t in (*tensors, y) if _memory(t.array) in saved]
+        y = Tensor(array, recorded := True in node.needs_grad, node if recorded else None)
+        place, places = _memory(array), [(t, _memory(t.array)) for t in inputs if t is not None]
+        y.version = next((t.version for t, at in places if at == place), y.version)
+        saved = {_memory(a) for a in node.saved_for_backward or ()} if recorded else ()
+        node.versions = [(t.version, t.version[0]) for t, at in (*places, (y, place)) if at in saved]
         return y
 
 

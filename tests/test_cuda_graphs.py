@@ -14,6 +14,7 @@ from needs import nvrtc
 
 import minires
 from minires import cuda, nn, optim
+from minires.engine import Function
 from minires.hooks import TraceHook
 from minires.nn import functional as F
 from minires.nn.checkpoint import checkpoint
@@ -65,12 +66,18 @@ def adamw(parameters):
     return optim.AdamW(parameters, lr=1e-2, eps=1e-2, amsgrad=True, capturable=True)
 
 
+def small(p):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.Linear(90, 5))
+
+
 class Training:
     """A model, its optimizer and schedule on the stand-in, and its step, as it is or graphed."""
 
-    def __init__(self, make_optimizer=sgd, p=0.0, clip=np.inf, smoothing=0.0, notes=None, graphed=True, body=None):
+    def __init__(
+        self, make_optimizer=sgd, p=0.0, clip=np.inf, smoothing=0.0, notes=None, graphed=True, body=None, net=Net
+    ):
         minires.manual_seed(3)
-        self.model = Net(p).to("cuda")
+        self.model = net(p).to("cuda")
         self.optimizer = make_optimizer(self.model.parameters())
         self.schedule = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 10)
         self.clip, self.smoothing = clip, smoothing
@@ -317,17 +324,23 @@ class Runner:
         optimizer = make_optimizer(self.recipe, self.model)
         penalty = Penalty(self.model, {}, self.recipe.l1)
         self.step = TrainStep(self.recipe, self.model, optimizer, penalty, self.notes.append)
-        self.schedule = make_schedule(self.recipe, optimizer, 8)
+        self.schedule = make_schedule(self.recipe, optimizer, 12)
 
     def run(self, shape, scales=(1,) * 7):
         rng, seen = np.random.default_rng(0), []
         for number, scale in enumerate(scales):
             x = minires.tensor(scale * rng.standard_normal(shape, np.float32), device="cuda")
             with np.errstate(all="ignore"):
-                loss, outputs = self.step(number, x, minires.tensor(rng.integers(0, 3, shape[0]), device="cuda"))
+                loss, right = self.step(number, x, minires.tensor(rng.integers(0, 3, shape[0]), device="cuda"))
             self.schedule.step()
-            seen.append((repr(loss), [o.get().tobytes() for o in outputs], self.step.scaler.get_scale()))
-        return seen, [t.cpu().numpy().tobytes() for t in self.model.state_dict().values()]
+            seen.append((repr(loss), right, self.step.scaler.get_scale()))
+        return seen, self.state()
+
+    def state(self):
+        """Weights, statistics and what the optimizer remembers, as bytes and numbers."""
+        kept = [v for s in self.step.optimizer.state.values() for v in s.values()]
+        state = [v if isinstance(v, int) else v.cpu().numpy().tobytes() for v in kept]
+        return [t.cpu().numpy().tobytes() for t in self.model.state_dict().values()], state
 
 
 def dense():
@@ -338,6 +351,7 @@ STEPS = {
     "fp32, clipped, L1, in two parts": (dict(accumulate=2, l1=1e-3), (1,) * 6),
     "fp16, its scale halved on the way": (dict(precision="fp16"), (1, 1, 1, 1, 1e9, 1, 1)),
     "bf16, adamw": (dict(precision="bf16", optimizer="adamw"), (1,) * 6),
+    "fp16, adamw, its scale halved": (dict(precision="fp16", optimizer="adamw"), (1, 1, 1, 1, 1e9, 1, 1)),
 }
 
 
@@ -348,19 +362,113 @@ def test_the_training_loop_s_step_is_the_same_in_graphs(name):
     ended = graphed.run((4, 6), scales)
     eager = Runner(False, dense, **changes)
     assert ended == eager.run((4, 6), scales)
-    first, second = graphed.step.graphs
-    assert first.captured and second.captured and not graphed.notes
+    assert graphed.step.graph.captured and graphed.step.graph.replayed and not graphed.notes
     assert ("fp16" in name) == (eager.step.scaler.get_scale() not in (1, 2.0**16))
 
 
-def test_divergence_in_a_graph_is_named_and_changes_no_weight():
-    runner = Runner(True, dense)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_divergence_in_a_graph_is_named_and_changes_no_weight(optimizer):
+    """Nor what the optimizer remembers: its update is in the graph, and its own number on the GPU stops it."""
+    runner = Runner(True, dense, optimizer=optimizer)
     runner.run((4, 6))
-    before = [p.cpu().detach().numpy().tobytes() for p in runner.model.parameters()]
+    before = runner.state()
     with pytest.raises(Diverged, match=r"the loss is nan in step 0: forward: .*Reshape in 0"):
         runner.run((4, 6), scales=(np.nan,))
-    assert before == [p.cpu().detach().numpy().tobytes() for p in runner.model.parameters()]
-    assert runner.step.graphs[0].captured
+    assert runner.step.graph.replayed and before == runner.state()
+
+
+def test_a_gradient_that_is_not_finite_in_a_graph_changes_no_weight():
+    """The loss is finite: what decides in the graph is the norm of the gradient."""
+    factor = minires.ones(1, device="cuda").array
+
+    class Times(Function):
+        """The identity, whose gradient is multiplied by a number on the GPU."""
+
+        forward = staticmethod(lambda ctx, x: x * 1)
+        backward = staticmethod(lambda ctx, dy: dy * factor)
+
+    class Multiplied(nn.Module):
+        def forward(self, x):
+            return Times.apply(x)
+
+    runner = Runner(True, lambda: nn.Sequential(dense(), Multiplied()))
+    runner.run((4, 6))
+    before = runner.state()
+    factor.fill(np.inf)
+    with np.errstate(all="ignore"), pytest.raises(Diverged, match=r"norm of the gradient is (nan|inf) in step 0"):
+        runner.run((4, 6), scales=(1,))
+    assert runner.step.graph.replayed and before == runner.state()
+
+
+def test_an_update_without_its_gate_is_seen(monkeypatch):
+    """The planted fault: the captured update does not look at the number that stops it."""
+    real = optim.SGD.update_group
+    monkeypatch.setattr(optim.SGD, "update_group", lambda self, params, group, found=None: real(self, params, group))
+    with pytest.raises(AssertionError):
+        test_divergence_in_a_graph_is_named_and_changes_no_weight("sgd")
+
+
+def test_a_step_in_float16_that_is_left_out_before_any_other_is_not_captured():
+    """Where all first steps overflow, the optimizer remembers nothing yet, and a capture would begin anew each time."""
+    scales = (1e9,) * 5 + (1,) * 6
+    graphed = Runner(True, dense, precision="fp16")
+    ended = graphed.run((4, 6), scales)
+    assert ended == Runner(False, dense, precision="fp16").run((4, 6), scales)
+    assert graphed.step.graph.captured and graphed.step.graph.captures == 1
+
+
+def test_an_optimizer_that_remembers_nothing_yet_is_not_captured():
+    model, x = dense().to("cuda"), minires.tensor(np.ones((4, 6), np.float32), device="cuda")
+    for make in (sgd, adamw):
+        optimizer = make(model.parameters())
+        model(x).sum().backward()
+        with (
+            pytest.raises(RuntimeError, match="has not made a step with every parameter yet"),
+            cuda.graph(cuda.CUDAGraph()),
+        ):
+            optimizer.step()
+
+
+CHANGES = {
+    "sgd's momentum and decay": (sgd, dict(momentum=0.5), dict(weight_decay=0.2)),
+    "adamw's betas": (adamw, dict(betas=(0.5, 0.9)), dict(eps=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_that_are_held_are_captured_anew(name):
+    """And those that are fed (AdamW's decay) are not: both come out as without graphs."""
+    make, *changes = CHANGES[name]
+    ends, notes = [], []
+    for graphed in (True, False):
+        training = Training(make, notes=notes, graphed=graphed, net=small)
+        for change in ({}, *changes):
+            training.optimizer.param_groups[0].update(change)
+            end = training.run([3] * 3)
+        if graphed:
+            assert training.step.captures == 3 and training.step.captured
+        ends.append(end)
+    assert ends[0] == ends[1]
+    first = next(iter(changes[0])).replace("betas", "beta1")
+    assert notes[0].startswith(f"CUDA graphs: {first} is 0.5, and was 0.9 at the capture; it is captured anew")
+
+
+def test_adamw_s_decay_is_fed():
+    ends = []
+    for graphed in (True, False):
+        training = Training(adamw, graphed=graphed, net=small)
+        training.run([3] * 2)
+        training.optimizer.param_groups[0]["weight_decay"] = 0.5
+        ends.append(training.run([3] * 2))
+    assert ends[0] == ends[1]
+
+
+def test_a_replay_with_a_momentum_that_it_does_not_hold_is_refused():
+    training = Training(net=small)
+    training.run([3] * 2)
+    training.optimizer.param_groups[0]["momentum"] = 0.5
+    with pytest.raises(RuntimeError, match=r"momentum is 0\.5, and was 0\.9 at the capture; capture it anew"):
+        training.step._graph.replay()
 
 
 def test_a_checkpointed_part_drops_the_same_in_a_graph():

@@ -240,17 +240,16 @@ def test_adding_a_kernel_to_the_tree_takes_two_edits(tree):
     page = tree / "minires" / "kernels" / "elementwise" / "numba_kernels.py"
     the_kernel = """
 
-@njit()
-def _relu_backwards(x, y):
-    for i in range(x.size - 1, -1, -1):
-        y[i] = x.dtype.type(0) if x[i] <= 0 else x[i]
+@parallel()
+def _relu_backwards(i, x, y):
+    y[-1 - i] = x.dtype.type(0) if x[-1 - i] <= 0 else x[-1 - i]
 """
     its_launcher = """
 
 @kernel(RELU_FPROP, device="cpu", step=50, note="from the last element to the first")
 def relu_backwards(x):
     y = empty(x.shape, x.dtype)
-    _relu_backwards(np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
+    _relu_backwards(x.size, np.ascontiguousarray(x).reshape(-1), y.reshape(-1))
     return y
 """
     _append(page, the_kernel + its_launcher)

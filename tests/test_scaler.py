@@ -146,8 +146,8 @@ def test_a_loss_that_is_nan_is_no_stop_in_float16():
     step, model = runner("fp16")
     bad, good, labels = Tensor(np.full((2, 4), np.nan, np.float32)), minires.ones(2, 4), minires.tensor([0, 1])
     before = [p.array.copy() for p in model.parameters()]
-    loss, outputs = step(1, bad, labels)
-    assert np.isnan(loss) and len(outputs) == 1 and step.scaler.get_scale() == 2.0**15
+    loss, right = step(1, bad, labels)
+    assert np.isnan(loss) and right in (0, 1, 2) and step.scaler.get_scale() == 2.0**15
     for p, was in zip(model.parameters(), before, strict=True):
         np.testing.assert_array_equal(p.array, was)
     assert np.isfinite(step(2, good, labels)[0])

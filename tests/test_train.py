@@ -19,7 +19,7 @@ from minires.optim import SGD
 from minires.serialization import write_atomically
 from minires.train import Diverged, Recipe, evaluate, load_recipe, train
 from minires.train.images import open_images
-from minires.train.metrics import Mean, Stopwatch
+from minires.train.metrics import Mean, Stopwatch, count_right
 from minires.train.optimizers import make_optimizer
 from minires.train.recipe import SHIPPED
 from minires.train.schedule import make_schedule
@@ -158,8 +158,8 @@ def test_schedule_over_the_run(schedule, expected):
 def test_mean_weighs_batches_by_their_images():
     mean = Mean()
     assert math.isnan(mean.loss)
-    mean.add(1.0, np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 5.0]]), np.array([1, 1, 1]))
-    mean.add(5.0, np.array([[3.0, 1.0]]), np.array([0]))
+    mean.add(1.0, count_right(np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 5.0]]), np.array([1, 1, 1])), 3)
+    mean.add(5.0, count_right(np.array([[3.0, 1.0]]), np.array([[0.6, 0.4]])), 1)
     assert (mean.images, mean.loss, mean.accuracy) == (4, 2.0, 0.75)
 
 
@@ -358,12 +358,12 @@ def test_accumulated_parts_make_the_whole_gradient(tmp_path):
         minires.manual_seed(0)
         model = nn.Linear(5, 3)
         recipe = Recipe(accumulate=parts, batch_size=8, label_smoothing=0.1)
-        loss, outputs = TrainStep(recipe, model, make_optimizer(recipe, model))(
+        loss, right = TrainStep(recipe, model, make_optimizer(recipe, model))(
             1, minires.tensor(x), minires.tensor(labels)
         )
-        assert len(outputs) == parts and sum(map(len, outputs)) == 8
-        weights.append((loss, model.weight.array.copy()))
-    for loss, weight in weights[1:]:
+        weights.append((loss, model.weight.array.copy(), right))
+    assert len({right for *_, right in weights}) == 1 and 0 < right < 8
+    for loss, weight, _ in weights[1:]:
         assert loss == pytest.approx(weights[0][0], rel=1e-6)
         np.testing.assert_allclose(weight, weights[0][1], rtol=1e-5, atol=1e-6)
     assert not np.array_equal(weights[0][1], minires.zeros(3, 5).array)

@@ -1,10 +1,10 @@
 """The step of AdamW on the CPU: one call for a group, one fused pass over every number."""
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
-from ..groups import BLOCK, flattened, numbers, roles_of, table, write_back
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
+from ..groups import flattened, numbers, roles_of, share_of, table, write_back
 from ..registry import kernel
 from .problem import ADAMW_STEP, roles_with
 
@@ -20,24 +20,18 @@ def adamw_step_fused(factors, found, *tensors, beta1, beta2, eps, penalty, amsgr
     roles, copied = flattened(roles_of(tensors, roles_with(amsgrad)), (0, 2, 3, 4))
     settings = (1.0 - beta1, float(beta2), 1.0 - beta2, float(eps), float(penalty))
     tasks = table(roles)
-    step = _steps if tasks[:, -1].sum() <= BLOCK else _steps_parallel
-    step(tasks, np.ascontiguousarray(factors), settings, bool(amsgrad))
+    share = share_of(tasks)
+    _steps(-(-len(tasks) // share), tasks, share, np.ascontiguousarray(factors), settings, bool(amsgrad))
     write_back(copied)
 
 
-@njit(parallel=True)
-def _steps_parallel(tasks, factors, settings, amsgrad):
-    for i in prange(tasks.shape[0]):
-        _step(tasks[i], factors, settings, amsgrad)
+@parallel()
+def _steps(i, tasks, share, factors, settings, amsgrad):
+    for task in tasks[i * share : (i + 1) * share]:
+        _step(task, factors, settings, amsgrad)
 
 
-@njit()
-def _steps(tasks, factors, settings, amsgrad):
-    for i in range(tasks.shape[0]):
-        _step(tasks[i], factors, settings, amsgrad)
-
-
-@njit()
+@helper()
 def _step(task, factors, settings, amsgrad):
     p, g, m, v = (
         numbers(task, 0, factors),

@@ -10,9 +10,9 @@ float64.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import BATCHNORM2D_BWD, BATCHNORM2D_FPROP_INFER, BATCHNORM2D_FPROP_TRAIN
@@ -60,7 +60,8 @@ def bwd_numba(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual)
     dz, dz_memory = empty_nhwc(n, c, h, w, x.dtype) if residual and relu else (None, x)
     length, block, count = _blocks(x, c)
     partial = empty((count, 2, c), np.float64)
-    _sums(g, x, y, dz_memory.reshape(-1), _repeated(length, x.dtype, mean)[0], relu, dz is not None, block, partial)
+    means = _repeated(length, x.dtype, mean)[0]
+    _sums(count, g, x, y, dz_memory.reshape(-1), means, relu, dz is not None, block, partial)
     dbeta, dgamma = partial.sum(0)
     dgamma *= inv_std
     if dz is not None:  # masked already
@@ -68,7 +69,7 @@ def bwd_numba(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residual)
     scale, m = np.multiply(gamma, inv_std, dtype=np.float64), len(x) // c
     vectors = _repeated(length, x.dtype, mean, scale, scale * dbeta / m, scale * inv_std * dgamma / m)
     dx, memory = empty_nhwc(n, c, h, w, x.dtype)
-    _dx(g, x, y, memory.reshape(-1), *vectors, relu, training, block)
+    _dx(-(-x.size // block), g, x, y, memory.reshape(-1), *vectors, relu, training, block)
     return dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype), dz
 
 
@@ -90,7 +91,7 @@ def _batch_statistics(x):
     x = x.ravel()
     length, block, count = _blocks(x, c)
     partial = empty((count, 2, c), np.float64)
-    _statistics(x, length, block, partial)
+    _statistics(count, x, length, block, partial)
     # Parts of unequal size, merged (Chan, Golub & LeVeque 1983, equation 1.5, for all parts at once)
     sizes = np.full((count, 1), block // c)
     sizes[-1] = (x.size - (count - 1) * block) // c
@@ -107,18 +108,18 @@ def _normalised(x, gamma, beta, mean, inv_std, z, relu):
     x = x.ravel()
     length, block, _ = _blocks(x, c)
     vectors = _repeated(length, x.dtype, mean, gamma * inv_std, beta)
-    _normalise(x, x if z is None else to_nhwc(z).ravel(), memory.reshape(-1), *vectors, z is not None, relu, block)
+    z_row = x if z is None else to_nhwc(z).ravel()
+    _normalise(-(-x.size // block), x, z_row, memory.reshape(-1), *vectors, z is not None, relu, block)
     return y
 
 
-@njit(parallel=True)
-def _statistics(x, length, block, partial):
-    for b in prange(partial.shape[0]):
-        first = np.int64(b) * block
-        _block_statistics(x[first : first + block], length, partial[b])
+@parallel()
+def _statistics(b, x, length, block, partial):
+    first = b * block
+    _block_statistics(x[first : first + block], length, partial[b])
 
 
-@njit()
+@helper()
 def _block_statistics(x, length, out):
     """The mean, and the sum of squared distances from it, of every channel: out (2, C)."""
     c = out.shape[1]
@@ -145,7 +146,7 @@ def _block_statistics(x, length, out):
         out[1, k] = max(out[1, k] - n * rounding * rounding, 0.0)
 
 
-@njit()
+@helper()
 def _fold(total, out):
     """Sum the positions of a super row into their channels."""
     out[:] = 0
@@ -154,15 +155,14 @@ def _fold(total, out):
             out[k] += total[first + k]
 
 
-@njit(parallel=True)
-def _normalise(x, z, y, mean, scale, beta, add, relu, block):
-    for b in prange((x.size + block - 1) // block):
-        first = np.int64(b) * block
-        last = first + block
-        _normalise_block(x[first:last], z[first:last], y[first:last], mean, scale, beta, add, relu)
+@parallel()
+def _normalise(b, x, z, y, mean, scale, beta, add, relu, block):
+    first = b * block
+    last = first + block
+    _normalise_block(x[first:last], z[first:last], y[first:last], mean, scale, beta, add, relu)
 
 
-@njit()
+@helper()
 def _normalise_block(x, z, y, mean, scale, beta, add, relu):
     zero = x.dtype.type(0)
     for first in range(0, x.size, mean.size):
@@ -177,15 +177,14 @@ def _normalise_block(x, z, y, mean, scale, beta, add, relu):
             out[l] = v
 
 
-@njit(parallel=True)
-def _sums(dy, x, y, dz, mean, relu, residual, block, partial):
-    for b in prange(partial.shape[0]):
-        first = np.int64(b) * block
-        last = first + block
-        _block_sums(dy[first:last], x[first:last], y[first:last], dz[first:last], mean, relu, residual, partial[b])
+@parallel()
+def _sums(b, dy, x, y, dz, mean, relu, residual, block, partial):
+    first = b * block
+    last = first + block
+    _block_sums(dy[first:last], x[first:last], y[first:last], dz[first:last], mean, relu, residual, partial[b])
 
 
-@njit()
+@helper()
 def _block_sums(dy, x, y, dz, mean, relu, residual, out):
     """Sums of g and of g * (x - mean) of every channel: out (2, C). Writes g into dz if there is a residual."""
     zero = x.dtype.type(0)
@@ -205,17 +204,14 @@ def _block_sums(dy, x, y, dz, mean, relu, residual, out):
     _fold(weighted, out[1])
 
 
-@njit(parallel=True)
-def _dx(g, x, y, dx, mean, scale, constant, slope, relu, training, block):
-    for b in prange((x.size + block - 1) // block):
-        first = np.int64(b) * block
-        last = first + block
-        _dx_block(
-            g[first:last], x[first:last], y[first:last], dx[first:last], mean, scale, constant, slope, relu, training
-        )
+@parallel()
+def _dx(b, g, x, y, dx, mean, scale, constant, slope, relu, training, block):
+    first = b * block
+    last = first + block
+    _dx_block(g[first:last], x[first:last], y[first:last], dx[first:last], mean, scale, constant, slope, relu, training)
 
 
-@njit()
+@helper()
 def _dx_block(g, x, y, dx, mean, scale, constant, slope, relu, training):
     """dx = scale * g - constant - slope * (x - mean), and scale * g in evaluation."""
     zero = x.dtype.type(0)

@@ -20,10 +20,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
+from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where, widen
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -62,7 +62,7 @@ def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
     rows, shift = bits(memory).reshape(-1, _length(c)), memory[0, 0, 0].astype(np.float32)
     mean, var, partial = empty((c,), shift.dtype), empty((c,), shift.dtype), _partial(rows)
-    _statistics(rows, np.tile(shift, rows.shape[1] // c), _group(rows), partial)
+    _statistics(len(partial), rows, np.concatenate([shift] * (rows.shape[1] // c)), _group(rows), partial)
     _moments(partial, shift, x.size // c, mean, var)
     # In float32, as the op computes it: backward must find the same y > 0.
     return _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu), mean, var
@@ -99,13 +99,14 @@ def bwd_vectors(dy, x, y, gamma, beta, mean, inv_std, *, training, relu, residua
     partial, vectors = _partial(x), empty((5, x.shape[1]), np.float32)
     gamma, beta, mean, inv_std = map(np.ascontiguousarray, (gamma, beta, mean, inv_std))
     _affine(gamma, beta, mean, inv_std, vectors)
-    _sums(g, x, y, dz_memory, vectors, relu, again, dz is not None, _group(x), partial)
+    _sums(len(partial), g, x, y, dz_memory, vectors, relu, again, dz is not None, _group(x), partial)
     dgamma, dbeta = empty((c,), np.float32), empty((c,), np.float32)
     _slopes(partial, gamma, inv_std, x.size // c, training, dgamma, dbeta, vectors)
     if dz is not None:  # masked already
         g, relu = dz_memory, False
     dx, memory = empty_nhwc(n, c, h, w, dtype)
-    _dx(g, x, y, bits(memory).reshape(x.shape), vectors, relu, again, _group(x))
+    group = _group(x)
+    _dx(-(-len(x) // group), g, x, y, bits(memory).reshape(x.shape), vectors, relu, again, group)
     return dx, dgamma, dbeta, dz
 
 
@@ -128,7 +129,8 @@ def _normalised(x, gamma, beta, mean, inv_std, z, relu):
     vectors = empty((3, x.shape[1]), np.float32)
     _affine(*map(np.ascontiguousarray, (gamma, beta, mean, inv_std)), vectors)
     z_rows = x if z is None else bits(to_nhwc(z)).reshape(x.shape)
-    _normalise(x, z_rows, bits(memory).reshape(x.shape), vectors, z is not None, relu, _group(x))
+    y_rows, group = bits(memory).reshape(x.shape), _group(x)
+    _normalise(-(-len(x) // group), x, z_rows, y_rows, vectors, z is not None, relu, group)
     return y
 
 
@@ -146,7 +148,7 @@ def _affine(gamma, beta, mean, inv_std, vectors):
         vectors[0, l], vectors[1, l], vectors[2, l] = mean[k], gamma[k] * inv_std[k], beta[k]
 
 
-@njit()
+@helper()
 def _total(partial, c):
     """Add up all blocks, and the columns of each channel, into partial[0, :, :c]."""
     total = partial[0]
@@ -183,15 +185,14 @@ def _slopes(partial, gamma, inv_std, m, training, dgamma, dbeta, vectors):
         vectors[4, l] = scale * partial[0, 1, k] * inv_std[k] * inv_std[k]
 
 
-@njit(parallel=True)
-def _statistics(x, shift, group, partial):
+@parallel()
+def _statistics(b, x, shift, group, partial):
     blocks = partial.shape[0]
-    for b in prange(blocks):
-        first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _block_statistics(x[first:last], shift, group, partial[b])
+    first, last = len(x) * b // blocks, len(x) * (b + 1) // blocks
+    _block_statistics(x[first:last], shift, group, partial[b])
 
 
-@njit()
+@helper()
 def _block_statistics(x, shift, group, out):
     """Sums of d and d² of every column into out (2, length), d = x - shift."""
     out[:] = 0
@@ -211,16 +212,15 @@ def _block_statistics(x, shift, group, out):
             store(squares_at, squares)
 
 
-@njit(parallel=True)
-def _normalise(x, z, y, vectors, add, relu, group):
+@parallel()
+def _normalise(b, x, z, y, vectors, add, relu, group):
     groups = (len(x) + group - 1) // group
-    for b in prange(groups):
-        first = (groups - 1 - np.int64(b)) * group
-        last = first + group
-        _normalise_group(x[first:last], z[first:last], y[first:last], vectors, add, relu)
+    first = (groups - 1 - b) * group
+    last = first + group
+    _normalise_group(x[first:last], z[first:last], y[first:last], vectors, add, relu)
 
 
-@njit()
+@helper()
 def _normalise_group(x, z, y, vectors, add, relu):
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize
     zero = splat(vectors.dtype.type(0), PANEL, vectors.dtype)
@@ -236,18 +236,17 @@ def _normalise_group(x, z, y, vectors, add, relu):
             store_as(out + i * row, v, y.dtype)
 
 
-@njit(parallel=True)
-def _sums(dy, x, y, dz, vectors, relu, again, residual, group, partial):
+@parallel()
+def _sums(b, dy, x, y, dz, vectors, relu, again, residual, group, partial):
     blocks = partial.shape[0]
-    for b in prange(blocks):
-        first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _block_sums(
-            dy[first:last], x[first:last], y[first:last], dz[first:last],
-            vectors, relu, again, residual, group, partial[b],
-        )  # fmt: skip
+    first, last = len(x) * b // blocks, len(x) * (b + 1) // blocks
+    _block_sums(
+        dy[first:last], x[first:last], y[first:last], dz[first:last],
+        vectors, relu, again, residual, group, partial[b],
+    )  # fmt: skip
 
 
-@njit()
+@helper()
 def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
     """Sums of g and of g * (x - mean) of every column into out (2, length). Writes g into dz if there is a residual."""
     out[:] = 0
@@ -276,16 +275,15 @@ def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
             store(products, load(products, PANEL, out.dtype) + widen(weighted))
 
 
-@njit(parallel=True)
-def _dx(g, x, y, dx, vectors, relu, again, group):
+@parallel()
+def _dx(b, g, x, y, dx, vectors, relu, again, group):
     groups = (len(x) + group - 1) // group
-    for b in prange(groups):
-        first = (groups - 1 - np.int64(b)) * group
-        last = first + group
-        _dx_group(g[first:last], x[first:last], y[first:last], dx[first:last], vectors, relu, again)
+    first = (groups - 1 - b) * group
+    last = first + group
+    _dx_group(g[first:last], x[first:last], y[first:last], dx[first:last], vectors, relu, again)
 
 
-@njit()
+@helper()
 def _dx_group(dy, x, y, dx, vectors, relu, again):
     """dx = scale * g - constant - slope * (x - mean)."""
     row, step = x.shape[1] * x.itemsize, PANEL * x.itemsize

@@ -1,7 +1,10 @@
 """Two-dimensional convolution: fprop, dgrad and wgrad (cuDNN's names for forward, data gradient, weight gradient)."""
 
 from . import (
+    amx_kernels,
     bfloat16_kernels,
+    bfloat16_pointwise,
+    bfloat16_tile,
     bfloat16_wgrad,
     bias_act_kernels,
     cuda_bias_act,
@@ -28,7 +31,10 @@ from . import (
 )
 
 __all__ = [
+    "amx_kernels",
     "bfloat16_kernels",
+    "bfloat16_pointwise",
+    "bfloat16_tile",
     "bfloat16_wgrad",
     "bias_act_kernels",
     "cuda_bias_act",

@@ -16,23 +16,24 @@ from numba import prange
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import njit
-from ..cpu.microkernel import lanes, multiply_pairs_2d
-from ..cpu.vectors import load, splat, store_as, where
+from ..cpu.transforms import copy
+from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
-from .direct_kernels import padded, residues_are_convolutions
+from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
+from .direct_kernels import residues_are_convolutions
 from .numba_kernels import residues
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
-_ROWS = 8  # of a tile of two vectors
-_NARROW_ROWS = 16  # of a tile of one: as many sums under way
-_LANES = lanes(np.float32)
 _DTYPES = ("bfloat16",)
+_TASKS = 16  # groups of images
+_LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
+_IMAGE_NUMBERS = 1 << 17  # and numbers of the images that each panel of them meets
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return groups == 1 and dilation[1] == 1 and w.shape[0] % _LANES == 0
+    return groups == 1 and dilation[1] == 1 and w.shape[0] % LANES == 0
 
 
 @kernel(
@@ -44,7 +45,7 @@ def _fprop_supports(x, w, *, stride, padding, dilation, groups):
     note="no patches, products of pairs of channels",
 )
 def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
-    return _convolve(x, w, stride, padding, dilation, *_nothing(x))
+    return _convolve(x, w, stride, padding, dilation)
 
 
 def _bias_act_supports(x, w, b, z, *, relu, **params):
@@ -60,43 +61,67 @@ def _bias_act_supports(x, w, b, z, *, relu, **params):
     note="fprop_direct_bfloat16; each tile gets bias, skip and ReLU before it is rounded",
 )
 def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    skip = _nothing(x)[1] if z is None else bits(to_nhwc(z))
-    return _convolve(x, w, stride, padding, dilation, cast(b, np.float32), skip, relu)
+    return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def _nothing(x):
-    """No bias, no skip, no ReLU."""
-    return np.zeros(0, np.float32), np.zeros((x.shape[0], 0, 0, 0), np.uint16), False
+def follows(y, b=None, z=None, relu=False):
+    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least to be written.
+
+    z is logically (N, K, P, Q).
+    """
+    bias = np.zeros(0, np.float32) if b is None else cast(b, np.float32)
+    return bias, y if z is None else bits(to_nhwc(z)), z is not None, np.float32(0 if relu else -np.inf)
 
 
-def _convolve(x, w, stride, padding, dilation, bias, z, relu):
-    x, w = to_nhwc(x), cast(w, np.float32)
-    if x.shape[3] % 2:  # a channel of zeros makes the pairs whole
-        x, w = _one_channel_more(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+def _convolve(x, w, stride, padding, dilation, *more):
+    if x.shape[1] % 2:
+        x, w = _in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    else:
+        x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _fprop(bits(x), _paired(pack(w, False)), bits(memory), w.shape[3], stride, padding, dilation[0], bias, z, relu)
+    _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
     return y
 
 
-def _one_channel_more(x):
-    wider = empty((*x.shape[:3], x.shape[3] + 1), x.dtype)
-    _widen_pixels(bits(x).reshape(-1, x.shape[3]), bits(wider).reshape(-1, wider.shape[3]))
+def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
+    """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
+    panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
+    rows, n = tile_rows(y.shape[2], panels.shape[3]), x.shape[0]
+    if panels.nbytes > _LARGE_FILTERS:  # each panel meets several images, and tasks have some of the panels
+        images, splits = max(1, min(-(-n // 2), _IMAGE_NUMBERS // max(1, x[0].size))), 2
+    else:
+        images, splits = -(-n // _TASKS), 1
+    at_once = images if splits > 1 else 1
+    _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more))
+
+
+def _in_pairs(x):
+    """x (N, C, H, W), C odd, as (N, H, W, C + 1): a channel of zeros makes the pairs whole."""
+    n, c, h, w = x.shape
+    wider = empty((n, h, w, c + 1), x.dtype)
+    _pair_channels(bits(x), wider.view(np.uint32))
     return wider
 
 
 @njit(parallel=True)
-def _widen_pixels(x, wider):
-    n, block = len(x), 4096
-    for b in prange((n + block - 1) // block):
-        for i in range(np.int64(b) * block, min((np.int64(b) + 1) * block, n)):
-            for l in range(x.shape[1]):
-                wider[i, l] = x[i, l]
-            wider[i, x.shape[1]] = 0
+def _pair_channels(x, pairs):
+    for row in prange(x.shape[0] * x.shape[2]):
+        n, h = divmod(np.int64(row), x.shape[2])
+        for j in range(pairs.shape[3] - 1):
+            _pair_pixels(x[n, 2 * j, h], x[n, 2 * j + 1, h], pairs[n, h, :, j])
+        for w in range(x.shape[3]):
+            pairs[n, h, w, pairs.shape[3] - 1] = x[n, x.shape[1] - 1, h, w]
+
+
+@njit(inline=True)
+def _pair_pixels(first, second, pairs):
+    for w in range(pairs.size):
+        pairs[w] = np.uint32(first[w]) | (np.uint32(second[w]) << np.uint32(16))
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[0] % 2 == 0 and w.shape[1] % _LANES == 0
+    whole = w.shape[0] % 2 == 0 and w.shape[1] % LANES == 0
     return groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
 
 
@@ -111,18 +136,20 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
 def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    panels = pack(cast(w, np.float32), True)
+    panels = paired(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        chosen = _paired(panels[:, r_taps][:, :, s_taps])
-        _fprop(bits(dy), chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *_nothing(dy))
+        chosen = np.ascontiguousarray(panels[:, r_taps][:, :, s_taps])
+        _multiply(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
 
 
-def _paired(panels):
-    """(panels, R, S, C, width) float32, which bfloat16 holds -> (panels, R, S*C/2, width) pairs of bfloat16."""
-    count, r, s, c, width = panels.shape
-    pairs = empty((count, r, s * c // 2, width), np.uint32)
-    _pair_up(np.ascontiguousarray(panels).view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
+@kept
+def paired(w, turned):
+    """w (K, C, R, S) -> (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+    panels = pack(cast(w, np.float32), turned)
+    *shape, c, width = panels.shape
+    pairs = empty((*shape, c // 2, width), np.uint32)
+    _pair_up(panels.view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
     return pairs
 
 
@@ -139,71 +166,71 @@ def _pair_rows(first, second, pairs):
 
 
 @njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
-    for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], relu)
+def _fprop(x, panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, bias, z, add, floor):
+    groups = (x.shape[0] + images - 1) // images
+    for task in prange(groups * splits):
+        part, group = divmod(np.int64(task), groups)
+        first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
+        start, stop = group * images, min((group + 1) * images, x.shape[0])
+        _fprop_images(
+            x[start:stop], panels, first, last, y[start:stop], taps, rows, stride, padding, dilation, at_once,
+            bias, z[start:stop], add, floor,
+        )  # fmt: skip
 
 
 @njit()
-def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, relu):
-    c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
-    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
-    wide, size = width > _LANES, x.itemsize
-    height = _ROWS if wide else _NARROW_ROWS
-    tile, sums = np.empty((height, width), x.dtype), np.empty((height, width), np.float32)
-    step, line = stride[1] * c, rows.shape[1] * c
-    for j in range(n_panels):
-        w = panels[j].ctypes.data
-        for p in range(p_size):
-            for q in range(0, q_size, height):
-                whole = q + height <= q_size
-                a = rows.ctypes.data + (p * stride[0] * line + q * step) * size
-                place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * size
-                out, out_row = (place, y.strides[1] // size) if whole else (tile.ctypes.data, width)
-                if bias.size:
-                    if wide:
-                        multiply_pairs_2d(
-                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                            sums.ctypes.data, width, run, r_size, False, _ROWS, 2, sums.dtype,
-                        )  # fmt: skip
-                    else:
-                        multiply_pairs_2d(
-                            a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                            sums.ctypes.data, width, run, r_size, False, _NARROW_ROWS, 1, sums.dtype,
-                        )  # fmt: skip
-                    for m in range(min(height, q_size - q)):
-                        skip = z[p, q + m, j * width :] if z.size else z[:0, 0, 0]
-                        _finish(sums[m], bias[j * width :], skip, relu, y[p, q + m, j * width :])
-                    continue
-                if wide:
-                    multiply_pairs_2d(
-                        a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _ROWS, 2, x.dtype,
-                    )  # fmt: skip
-                elif step == _LANES:  # the first stage of a CIFAR ResNet: a constant leaves registers for addresses
-                    multiply_pairs_2d(
-                        a, _LANES // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _NARROW_ROWS, 1, x.dtype,
-                    )  # fmt: skip
-                else:
-                    multiply_pairs_2d(
-                        a, step // 2, 1, dilation * line // 2, w, width, run * width,
-                        out, out_row, run, r_size, False, _NARROW_ROWS, 1, x.dtype,
-                    )  # fmt: skip
-                if not whole:
-                    for m in range(q_size - q):
-                        for l in range(width):
-                            y[p, q + m, j * width + l] = tile[m, l]
+def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilation, at_once, bias, z, add, floor):
+    """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
+    n, h, w, c = x.shape
+    (_, p_size, q_size, _), r_size = y.shape, panels.shape[1]
+    height, columns = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, (q_size - 1) * stride[1] + taps
+    if padding == (0, 0) and height <= h and columns <= w and q_size >= rows:  # read in place
+        _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor)
+        return
+    # Columns enough for tiles that hang over at the end.
+    seen = np.zeros((at_once, height, (max(q_size, MOST_ROWS) - 1) * stride[1] + taps, c), x.dtype)
+    for i in range(0, n, at_once):
+        j = min(i + at_once, n)
+        _pad(x[i:j], seen, padding)
+        _images(seen[: j - i], panels, first, last, y[i:j], rows, stride, dilation, bias, z[i:j], add, floor)
+
+
+@njit()
+def _pad(x, seen, padding):
+    """Copy images into the middle of `seen`, whose border is zero."""
+    n, h_size, w_size, _ = x.shape
+    left, right = padding[1], min(seen.shape[2], padding[1] + w_size)
+    if left < right:
+        for i in range(n):
+            for h in range(min(h_size, seen.shape[1] - padding[0])):
+                _copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
+
+
+@njit()
+def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
+    (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
+    c, size = x.shape[3], 2
+    step, line = stride[1] * c, x.shape[2] * c
+    for j in range(first, last):
+        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
+        for row in range(n * p_size):
+            i, p = divmod(row, p_size)
+            a = x.ctypes.data + i * x.strides[0] + p * stride[0] * line * size
+            out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
+            skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
+            for q in range(0, q_size, rows):
+                q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
+                tile(
+                    rows, a + q * step * size, step // 2, dilation * line // 2, w, run * width,
+                    out + q * y.strides[2], y.strides[2] // size, run, r_size,
+                    shift, skip + q * z.strides[2], z.strides[2] // size, add, floor, q_size - q,
+                )  # fmt: skip
 
 
 @njit(inline=True)
-def _finish(sums, bias, z, relu, y):
-    """y = act(sums + bias + z), rounded."""
-    zero = splat(np.float32(0), _LANES, sums.dtype)
-    for l in range(0, sums.size, _LANES):
-        v = load(sums[l:].ctypes.data, _LANES, sums.dtype) + load(bias[l:].ctypes.data, _LANES, bias.dtype)
-        if z.size:
-            v = v + load(z[l:].ctypes.data, _LANES, z.dtype)
-        if relu:
-            v = where(v <= zero, zero, v)  # a NaN stays
-        store_as(y[l:].ctypes.data, v, y.dtype)
+def _copy_run(source, target):
+    """target = source[:target.size], of which whole vectors by vectors."""
+    whole = target.size // (2 * LANES) * LANES  # pairs
+    copy(source.ctypes.data, target.ctypes.data, whole, np.float32)
+    for i in range(2 * whole, target.size):
+        target[i] = source[i]

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_pairs_2d
+from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .packing import panel_width
@@ -49,20 +49,19 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * s * c * k)))
     partial = np.zeros((splits, r, s * c, k), np.float32)
-    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
+    _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     return _rounded(partial.sum(0).reshape(r, s, c, k))
 
 
-@njit(parallel=True)
-def _wgrad(x, dy, partial, taps, stride, padding, dilation):
+@parallel()
+def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
     n, splits = x.shape[0], partial.shape[0]
-    for t in prange(splits):
-        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
-        for i in range(first, last):
-            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
+    first, last = n * t // splits, n * (t + 1) // splits
+    for i in range(first, last):
+        _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
-@njit()
+@helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     (h_size, _, c), (p_size, q_size, k), r_size = x.shape, dy.shape, dw.shape[0]
     pairs = (q_size + 1) // 2
@@ -99,7 +98,7 @@ def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
                         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _interleave(row, pairs, first, stride):
     """pairs[j, c] = row[first + 2 j stride, c] and the pixel `stride` further, zeros outside of the row (W, C)."""
     for j in range(pairs.shape[0]):
@@ -128,9 +127,10 @@ def wgrad_parts_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw)
     (n, p, q, k), c = dy.shape, x.shape[3]
     width = panel_width(k, np.dtype(np.float32))
     panels = empty((k // width, (n * p * q + 1) // 2, width), np.uint32)
-    _split(dy.reshape(-1, k), panels)
+    _split(len(panels), dy.reshape(-1, k), panels)
     parts = empty((*kernel_hw, c, k), np.float32)
-    _sum_parts(x, panels, parts, n * p * q, p, q, stride, padding, dilation)
+    tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
+    _sum_parts(tasks, x, panels, parts, n * p * q, p, q, stride, padding, dilation)
     return _rounded(parts)
 
 
@@ -138,36 +138,35 @@ def _rounded(parts):
     """(R, S, C, K) float32 -> (K, C, R, S) bfloat16."""
     r, s, c, k = parts.shape
     dw = np.zeros((k, c, r, s), np.float32)
-    unpack(parts, dw, panel_width(k, parts.dtype))
+    width = panel_width(k, parts.dtype)
+    unpack(k // width, parts, dw, width)
     return cast(dw, ml_dtypes.bfloat16)
 
 
-@njit(parallel=True)
-def _split(dy, panels):
-    for j in prange(panels.shape[0]):
-        _split_panel(dy, panels[j], np.int64(j) * panels.shape[2])
+@parallel()
+def _split(j, dy, panels):
+    _split_panel(dy, panels[j], j * panels.shape[2])
 
 
-@njit()
+@helper()
 def _split_panel(dy, panel, first):
     for i in range(panel.shape[0]):
         has_second = 2 * i + 1 < dy.shape[0]
         _pair(dy[2 * i, first:], dy[2 * i + has_second, first:], True, has_second, panel[i])
 
 
-@njit(parallel=True)
-def _sum_parts(x, panels, parts, pixels, p, q, stride, padding, dilation):
-    r_size, s_size, c, _ = parts.shape
+@parallel()
+def _sum_parts(task, x, panels, parts, pixels, p, q, stride, padding, dilation):
+    _, s_size, c, _ = parts.shape
     chunks, groups = (c + _CHANNELS - 1) // _CHANNELS, (panels.shape[0] + _PANELS - 1) // _PANELS
-    for task in prange(r_size * s_size * chunks * groups):
-        tap, part = divmod(np.int64(task), chunks * groups)
-        r, s = divmod(tap, s_size)
-        top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
-        channel, panel = part // groups * _CHANNELS, part % groups * _PANELS
-        _part(x, panels, parts[r, s], pixels, p, q, stride, top, left, channel, panel)
+    tap, part = divmod(task, chunks * groups)
+    r, s = divmod(tap, s_size)
+    top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
+    channel, panel = part // groups * _CHANNELS, part % groups * _PANELS
+    _part(x, panels, parts[r, s], pixels, p, q, stride, top, left, channel, panel)
 
 
-@njit()
+@helper()
 def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
     """dw (C, K): a few of its rows, and the columns of some panels."""
     width, k = panels.shape[2], dw.shape[1]
@@ -192,7 +191,7 @@ def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
                     )  # fmt: skip
 
 
-@njit()
+@helper()
 def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
     """seen[i, c]: what a tap sees at the output pixels of pair start + i; zeros outside x."""
     last = channel + seen.shape[1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..memory import to_nhwc
 from ..registry import kernel
 from . import winograd
@@ -78,18 +78,19 @@ def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
 def _finished(y, b, z, relu):
     """act(y + b (+ z)), over y where it lies channels-last."""
     memory = to_nhwc(y)
-    _finish(memory, b.copy(), memory if z is None else to_nhwc(z), z is not None, relu)
+    _finish(
+        memory.shape[0] * memory.shape[1], memory, b.copy(), memory if z is None else to_nhwc(z), z is not None, relu
+    )
     return memory.transpose(0, 3, 1, 2)
 
 
-@njit(parallel=True)
-def _finish(y, b, z, has_z, relu):
-    for row in prange(y.shape[0] * y.shape[1]):
-        n, p = divmod(np.int64(row), y.shape[1])
-        _finish_row(y[n, p], b, z[n, p], has_z, relu)
+@parallel()
+def _finish(row, y, b, z, has_z, relu):
+    n, p = divmod(row, y.shape[1])
+    _finish_row(y[n, p], b, z[n, p], has_z, relu)
 
 
-@njit()
+@helper()
 def _finish_row(y, b, z, has_z, relu):
     for q in range(y.shape[0]):
         for k in range(y.shape[1]):

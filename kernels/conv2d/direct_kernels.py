@@ -15,11 +15,11 @@ Needs: columns not dilated, groups=1, and (for whole vectors) a multiple of the 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile_2d
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue, multiply_tile_then
@@ -73,7 +73,7 @@ def convolve_direct(x, w, stride, padding, dilation, *follows):
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
     _fprop(
-        x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
+        len(x), x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
     )  # fmt: skip
     return y
 
@@ -85,7 +85,7 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
         chosen = _runs(panels[:, r_taps][:, :, s_taps])
-        _fprop(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
+        _fprop(len(dy), dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
     return dx
 
 
@@ -104,7 +104,7 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
-    _wgrad(x, dy, partial, s, stride, padding, dilation[0])
+    _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     return np.ascontiguousarray(partial.sum(0)[:, : s * c].reshape(r, s, c, k).transpose(3, 2, 0, 1))
 
 
@@ -114,13 +114,12 @@ def _runs(panels):
     return np.ascontiguousarray(panels).reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
-@njit(parallel=True)
-def _fprop(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
-    for n in prange(x.shape[0]):
-        _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
+@parallel()
+def _fprop(n, x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
+    _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
 
 
-@njit()
+@helper()
 def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
     c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
@@ -156,34 +155,35 @@ def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, fl
                             y[p, q + m, j * width + l] = tile[m, l]
 
 
-@njit()
+@helper()
 def padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
-    h_size, w_size, c = x.shape
+    h_size, _, c = x.shape
     columns = ((q_size + _MOST_ROWS - 1) // _MOST_ROWS * _MOST_ROWS - 1) * stride + taps + (_MOST_ROWS + c - 1) // c
     rows = np.empty((height, columns, c), x.dtype)
     for i in range(height):
         h = i - padding[0]
         if 0 <= h < h_size:
-            rows[i, : padding[1]] = 0
-            stop = min(rows.shape[1], padding[1] + w_size)
-            rows[i, padding[1] : stop] = x[h, : stop - padding[1]]
-            rows[i, stop:] = 0
+            row, line, first = rows[i].reshape(-1), x[h].reshape(-1), padding[1] * c
+            size = min(row.size - first, line.size)
+            row[:first] = 0
+            for l in range(size):  # an assignment of slices brings the compiler all that Numba has for its errors
+                row[first + l] = line[l]
+            row[first + size :] = 0
         else:
             rows[i] = 0
     return rows
 
 
-@njit(parallel=True)
-def _wgrad(x, dy, partial, taps, stride, padding, dilation):
+@parallel()
+def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
     n, splits = x.shape[0], partial.shape[0]
-    for t in prange(splits):
-        first, last = n * np.int64(t) // splits, n * (np.int64(t) + 1) // splits
-        for i in range(first, last):
-            _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
+    first, last = n * t // splits, n * (t + 1) // splits
+    for i in range(first, last):
+        _wgrad_image(x[i], dy[i], partial[t], taps, stride, padding, dilation)
 
 
-@njit()
+@helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
     rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)

@@ -12,11 +12,11 @@ see, then multiply":
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import ROWS, lanes, multiply_tile
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
@@ -32,17 +32,16 @@ def fprop_loops(x, w, *, stride, padding, dilation, groups):
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
-    _loops(x, w, memory, stride, padding, dilation, groups)
+    _loops(x.shape[0] * memory.shape[1], x, w, memory, stride, padding, dilation, groups)
     return y
 
 
-@njit(parallel=True)
-def _loops(x, w, y, stride, padding, dilation, groups):
-    for row in prange(x.shape[0] * y.shape[1]):
-        _loops_row(x, w, y, stride, padding, dilation, groups, np.int64(row))
+@parallel()
+def _loops(row, x, w, y, stride, padding, dilation, groups):
+    _loops_row(x, w, y, stride, padding, dilation, groups, row)
 
 
-@njit()
+@helper()
 def _loops_row(x, w, y, stride, padding, dilation, groups, row):
     (h_size, w_size), (k_size, c_size, r_size, s_size) = x.shape[1:3], w.shape
     n, p = divmod(row, y.shape[1])
@@ -96,7 +95,7 @@ def wgrad_im2col_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     # The sum over pixels is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(32, _PARTIALS // int(np.prod(shape)), n * p * q // block))
     partial = np.zeros((splits, *shape), x.dtype)
-    _wgrad_splits(x, dy, partial, rows, cols, stride, groups, block, width)
+    _wgrad_splits(len(partial), x, dy, partial, rows, cols, stride, groups, block, width)
     dw = partial.sum(0)[:, :taps, : k // groups].reshape(groups, *kernel_hw, c, k // groups)
     return np.ascontiguousarray(dw.transpose(0, 4, 3, 1, 2)).reshape(k, c, *kernel_hw)
 
@@ -146,17 +145,16 @@ def _convolve(x, w, y, rows, cols, stride, groups):
     panels = np.zeros((groups, _round_up(k, width), taps), x.dtype)
     panels[:, :k] = w.reshape(groups, k, taps)
     panels = np.ascontiguousarray(panels.reshape(groups, -1, width, taps).transpose(0, 1, 3, 2))
-    _convolve_blocks(x, panels, y, rows, cols, stride, k, n * p * q, _block(taps))
+    _convolve_blocks(-(-(n * p * q) // _block(taps)), x, panels, y, rows, cols, stride, k, n * p * q, _block(taps))
 
 
-@njit(parallel=True)
-def _convolve_blocks(x, panels, y, rows, cols, stride, k, pixels, block):
-    for b in prange((pixels + block - 1) // block):
-        first = np.int64(b) * block
-        _convolve_block(x, panels, y, rows, cols, stride, k, first, min(block, pixels - first))
+@parallel()
+def _convolve_blocks(b, x, panels, y, rows, cols, stride, k, pixels, block):
+    first = b * block
+    _convolve_block(x, panels, y, rows, cols, stride, k, first, min(block, pixels - first))
 
 
-@njit()
+@helper()
 def _convolve_block(x, panels, y, rows, cols, stride, k, first, count):
     groups, n_panels, taps, width = panels.shape
     c = taps // (rows.size * cols.size)
@@ -199,7 +197,7 @@ def _tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, width, x):
         multiply_tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ROWS, 2, x.dtype)
 
 
-@njit()
+@helper()
 def _gather(x, channel, c, rows, cols, stride, first, count, p_size, q_size, patches):
     """Row i of `patches`: what output pixel number first + i sees, in the order (r, s, c); zeros outside x."""
     _, h_size, w_size, c_all = x.shape
@@ -233,16 +231,15 @@ def _gather(x, channel, c, rows, cols, stride, first, count, p_size, q_size, pat
                             patches[i, at + s * c + l] = 0
 
 
-@njit(parallel=True)
-def _wgrad_splits(x, dy, partial, rows, cols, stride, groups, block, width):
+@parallel()
+def _wgrad_splits(t, x, dy, partial, rows, cols, stride, groups, block, width):
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
     splits = partial.shape[0]
-    for t in prange(splits):
-        start, stop = pixels * np.int64(t) // splits, pixels * (np.int64(t) + 1) // splits
-        _wgrad_split(x, dy, partial[t], rows, cols, stride, groups, block, width, start, stop)
+    start, stop = pixels * t // splits, pixels * (t + 1) // splits
+    _wgrad_split(x, dy, partial[t], rows, cols, stride, groups, block, width, start, stop)
 
 
-@njit()
+@helper()
 def _wgrad_split(x, dy, dw, rows, cols, stride, groups, block, width, start, stop):
     _, p_size, q_size, k_all = dy.shape
     k, c, (taps, columns) = k_all // groups, x.shape[3] // groups, dw.shape[1:]

@@ -7,12 +7,13 @@ for the small images of a ResNet's last stage; here square blocks are transposed
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, transpose_block
+from ..kept import kept
 from ..memory import empty
 
 _VECTOR_BYTES, _LINE = simd().vector_bytes, 64
@@ -23,13 +24,14 @@ def panel_width(k, dtype):
     return lanes(dtype) * (2 if k % (2 * lanes(dtype)) == 0 else 1)
 
 
+@kept
 def pack(w, turned):
     """w (K, C, R, S) -> (panels of K, R, S, C, width), or turned: (panels of C, R, S, K, width)."""
     w = np.ascontiguousarray(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
     panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
-    _pack(w, turned, panels)
+    _pack(len(panels), w, turned, panels)
     return panels
 
 
@@ -42,7 +44,7 @@ def aligned(n, like):
     return memory[first : first + n]
 
 
-@njit()
+@helper()
 def read_taps(w, turned, output, first, count, width, taps):
     """taps[i, t, l] = tap t of w[output + l, first + i], or turned: of w[first + i, output + l]; i < count, l < width.
 
@@ -60,7 +62,7 @@ def read_taps(w, turned, output, first, count, width, taps):
         _transpose(w, (output * c + first) * rs, c * rs, count * rs, width, taps, 0)
 
 
-@njit()
+@helper()
 def _transpose(w, at, row, columns, width, out, first):
     """out[first + j, l] = w.flat[at + l * row + j] for j < columns; rows after that may be overwritten."""
     size, vector = w.itemsize, _VECTOR_BYTES // w.itemsize
@@ -77,13 +79,12 @@ def _transpose(w, at, row, columns, width, out, first):
                         out[(first + j + i) * width + l + m] = flat[start + m * row + i]
 
 
-@njit(parallel=True)
-def _pack(w, turned, panels):
-    for j in prange(panels.shape[0]):
-        _pack_panel(w, turned, np.int64(j), panels[j])
+@parallel()
+def _pack(j, w, turned, panels):
+    _pack_panel(w, turned, j, panels[j])
 
 
-@njit()
+@helper()
 def _pack_panel(w, turned, j, panel):
     r_size, s_size, inputs, width = panel.shape
     rs = r_size * s_size
@@ -96,7 +97,7 @@ def _pack_panel(w, turned, j, panel):
             copy(source, panel.ctypes.data + (t * inputs + i) * width * size, width, w.dtype)
 
 
-@njit()
+@helper()
 def add_transposed(taps, rows, width, dw, at, row):
     """dw.flat[at + l * row + j] += taps[j, l] for j < rows, l < width: gradients back in the parameters' order."""
     size, vector = dw.itemsize, _VECTOR_BYTES // dw.itemsize

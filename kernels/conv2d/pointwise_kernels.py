@@ -9,11 +9,11 @@ At a stride the pixels that are seen are gathered first (and dx is zero at the o
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
+from ..cpu.parallel import parallel
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue, multiply_tile_then
@@ -76,18 +76,17 @@ def _multiply(x, panels, y, *follows):
         *(a.reshape(-1, a.shape[-1]) for a in (y, z)),
     )
     # Blocks of almost the same size, none smaller than a tile.
-    block = max(_ROWS, min(512, _CACHE_NUMBERS // c // _ROWS * _ROWS))
-    _multiply_blocks(x, panels, y, max(1, len(x) // block), bias, z, add, floor)
+    blocks = max(1, len(x) // max(_ROWS, min(512, _CACHE_NUMBERS // c // _ROWS * _ROWS)))
+    _multiply_blocks(blocks, x, panels, y, blocks, bias, z, add, floor)
 
 
-@njit(parallel=True)
-def _multiply_blocks(x, panels, y, blocks, bias, z, add, floor):
-    for b in prange(blocks):
-        first, last = len(x) * np.int64(b) // blocks, len(x) * (np.int64(b) + 1) // blocks
-        _multiply_block(x, panels, y, first, last, bias, z, add, floor)
+@parallel()
+def _multiply_blocks(b, x, panels, y, blocks, bias, z, add, floor):
+    first, last = len(x) * b // blocks, len(x) * (b + 1) // blocks
+    _multiply_block(x, panels, y, first, last, bias, z, add, floor)
 
 
-@njit()
+@helper()
 def _multiply_block(x, panels, y, first, last, bias, z, add, floor):
     (n_panels, c, width), k, size = panels.shape, y.shape[1], x.itemsize
     for j in range(n_panels):

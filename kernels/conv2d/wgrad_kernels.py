@@ -10,11 +10,11 @@ with many channels are a multiple of 4096 bytes apart and push each other out.)
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -50,39 +50,38 @@ def wgrad_parts_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     (n, p, q, k), c = dy.shape, x.shape[3]
     width = panel_width(k, x.dtype)
     panels = empty((k // width, n * p * q, width), x.dtype)
-    _split(dy.reshape(-1, k), panels)
+    _split(len(panels), dy.reshape(-1, k), panels)
     parts = empty((*kernel_hw, c, k), x.dtype)
-    _sum_parts(x, panels, parts, p, q, stride, padding, dilation)
+    tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
+    _sum_parts(tasks, x, panels, parts, p, q, stride, padding, dilation)
     dw = np.zeros((k, c, *kernel_hw), x.dtype)
-    unpack(parts, dw, width)
+    unpack(len(dw) // width, parts, dw, width)
     return dw
 
 
-@njit(parallel=True)
-def _split(dy, panels):
-    for j in prange(panels.shape[0]):
-        _split_panel(dy, panels[j], np.int64(j) * panels.shape[2])
+@parallel()
+def _split(j, dy, panels):
+    _split_panel(dy, panels[j], j * panels.shape[2])
 
 
-@njit()
+@helper()
 def _split_panel(dy, panel, first):
     width, k, size = panel.shape[1], dy.shape[1], dy.itemsize
     for i in range(panel.shape[0]):
         copy(dy.ctypes.data + (i * k + first) * size, panel.ctypes.data + i * width * size, width, dy.dtype)
 
 
-@njit(parallel=True)
-def _sum_parts(x, panels, parts, p, q, stride, padding, dilation):
-    r_size, s_size, c, _ = parts.shape
+@parallel()
+def _sum_parts(task, x, panels, parts, p, q, stride, padding, dilation):
+    _, s_size, c, _ = parts.shape
     chunks, groups = (c + _CHANNELS - 1) // _CHANNELS, (panels.shape[0] + _PANELS - 1) // _PANELS
-    for task in prange(r_size * s_size * chunks * groups):
-        tap, part = divmod(np.int64(task), chunks * groups)
-        r, s = divmod(tap, s_size)
-        top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
-        _part(x, panels, parts[r, s], p, q, stride, top, left, part // groups * _CHANNELS, part % groups * _PANELS)
+    tap, part = divmod(task, chunks * groups)
+    r, s = divmod(tap, s_size)
+    top, left = r * dilation[0] - padding[0], s * dilation[1] - padding[1]
+    _part(x, panels, parts[r, s], p, q, stride, top, left, part // groups * _CHANNELS, part % groups * _PANELS)
 
 
-@njit()
+@helper()
 def _part(x, panels, dw, p, q, stride, top, left, channel, first_panel):
     """dw (C, K): a few of its rows, and the columns of some panels."""
     (_, pixels, width), k, size = panels.shape, dw.shape[1], x.itemsize
@@ -107,7 +106,7 @@ def _part(x, panels, dw, p, q, stride, top, left, channel, first_panel):
                     )  # fmt: skip
 
 
-@njit()
+@helper()
 def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
     """seen[i, c]: what a tap sees of `channels` channels at output pixel number start + i; zeros outside x."""
     _, h_size, w_size, c = x.shape
@@ -121,14 +120,13 @@ def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
         copy(source if inside else zeros.ctypes.data, target, channels, x.dtype)
 
 
-@njit(parallel=True)
-def unpack(parts, dw, width):
+@parallel()
+def unpack(j, parts, dw, width):
     """dw (K, C, R, S) += parts (R, S, C, K)"""
-    for j in prange(dw.shape[0] // width):
-        _unpack_panel(parts, dw, np.int64(j) * width, width)
+    _unpack_panel(parts, dw, j * width, width)
 
 
-@njit()
+@helper()
 def _unpack_panel(parts, dw, first, width):
     r_size, s_size, c, _ = parts.shape
     taps = r_size * s_size

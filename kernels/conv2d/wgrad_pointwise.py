@@ -10,11 +10,11 @@ many channels are a multiple of 4096 bytes apart and push each other out. The sh
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -47,21 +47,20 @@ def wgrad_pointwise(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     shares = max(1, min(_MOST_SHARES, n * p * q // _LEAST_PIXELS, _PARTIALS // (c * k)))
     width, dw = panel_width(k, x.dtype), np.zeros((k, c, 1, 1), x.dtype)
     partial = empty((shares, k // width, c, width), x.dtype)
-    _multiply(x, dy, partial, stride, width)
-    _sum(partial, dw)
+    _multiply(shares * -(-c // _CHANNELS), x, dy, partial, stride, width)
+    _sum(k // width, partial, dw)
     return dw
 
 
-@njit(parallel=True)
-def _multiply(x, dy, partial, stride, width):
+@parallel()
+def _multiply(task, x, dy, partial, stride, width):
     shares, chunks = partial.shape[0], (x.shape[3] + _CHANNELS - 1) // _CHANNELS
     pixels = dy.shape[0] * dy.shape[1] * dy.shape[2]
-    for task in prange(shares * chunks):
-        t, i = divmod(np.int64(task), chunks)
-        _share(x, dy, partial[t], stride, width, i * _CHANNELS, pixels * t // shares, pixels * (t + 1) // shares)
+    t, i = divmod(task, chunks)
+    _share(x, dy, partial[t], stride, width, i * _CHANNELS, pixels * t // shares, pixels * (t + 1) // shares)
 
 
-@njit()
+@helper()
 def _share(x, dy, dw, stride, width, channel, first, last):
     """dw (panels of K, C, width): the rows of a task, from its share of the pixels."""
     (_, p, q, k), c, size, wide = dy.shape, x.shape[3], x.itemsize, width * x.itemsize > _VECTOR_BYTES
@@ -89,7 +88,7 @@ def _share(x, dy, dw, stride, width, channel, first, last):
                         multiply_tile(a, 1, _SIDE_BY_SIDE, b, width, out, width, count, further, 16, 1, x.dtype)
 
 
-@njit()
+@helper()
 def _lay_out(x, seen, p, q, stride, channel, channels, start, count):
     """seen[c // 16, i, c % 16] = channel c of what output pixel number start + i sees."""
     _, h_size, w_size, c = x.shape
@@ -102,13 +101,12 @@ def _lay_out(x, seen, p, q, stride, channel, channels, start, count):
             copy(source + first, target + first * _BLOCK, _SIDE_BY_SIDE, x.dtype)
 
 
-@njit(parallel=True)
-def _sum(partial, dw):
-    for j in prange(partial.shape[1]):
-        _sum_panel(partial, dw, np.int64(j))
+@parallel()
+def _sum(j, partial, dw):
+    _sum_panel(partial, dw, j)
 
 
-@njit()
+@helper()
 def _sum_panel(partial, dw, j):
     shares, _, c, width = partial.shape
     total = partial[0, j].reshape(-1)

@@ -15,28 +15,23 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 # Winograd rounds in float32: 4 of its eps, of which one of float16 is 2^13 (bfloat16's is larger still). One more eps
 # of the direct scale for the last rounding to 16 bits.
 _SHARE = 4 * 2.0**-13
-# Filters and channels from which Winograd, with a quarter of the products, is faster than pairs of bfloat16 twice as
-# fast: 0.93 ms against 1.42 for fprop of 128x64x8x8, and 2.08 against 1.53 for 128x32x16x16, on one thread.
-_CHANNELS = 64 if has_bfloat16_products() else 1
+# Winograd in float32, with a quarter of the products, is where nothing multiplies pairs of bfloat16 by one instruction.
+_RANK = 2.5 if has_bfloat16_products() else 5.0
 
 
 def _scale(problem: Problem, of_winograd: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arrays, **params: problem.error_scale(*arrays, **params) + _SHARE * of_winograd(*arrays, **params)
 
 
-def _rank_of_filters(_, w, *more, **params):
-    return 5.0 if min(w.shape[:2]) >= _CHANNELS else 2.5
+def _rank(*arrays, **params):
+    return _RANK
 
 
-def _rank_of_wgrad(x, dy, **params):
-    return 5.0 if min(x.shape[1], dy.shape[1]) >= _CHANNELS else 2.5
-
-
-for _problem, _of_winograd, _rank in (
-    (CONV2D_FPROP, winograd.fprop_scale, _rank_of_filters),
-    (CONV2D_DGRAD, winograd.dgrad_scale, _rank_of_filters),
-    (CONV2D_WGRAD, winograd.wgrad_scale, _rank_of_wgrad),
-    (CONV2D_BIAS_ACT, winograd_scale, _rank_of_filters),
+for _problem, _of_winograd in (
+    (CONV2D_FPROP, winograd.fprop_scale),
+    (CONV2D_DGRAD, winograd.dgrad_scale),
+    (CONV2D_WGRAD, winograd.wgrad_scale),
+    (CONV2D_BIAS_ACT, winograd_scale),
 ):
     widened(_problem)
     widened(_problem, step=3, rank=_rank, exact=False, error_scale=_scale(_problem, _of_winograd))

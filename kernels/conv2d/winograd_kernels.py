@@ -16,12 +16,13 @@ Transforms go over channels, in vectors. Two orders, by how many filters there a
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.parallel import parallel
 from ..cpu.transforms import transform_2d
+from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from . import winograd
@@ -103,14 +104,24 @@ def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
     tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(c + width, dtype)
-        panels = empty((wide // width, PLACES, plane(c, width)), dtype)
-        _transform_filters(w, turned, panels, width)
-        _by_tiles(x, panels, memory, padding, tiles, block, width, bias, floor)
+        panels = _transformed(w, turned)
+        _by_tiles(-(-tiles // block), x, panels, memory, padding, tiles, block, width, bias, floor)
     else:
         v = empty((PLACES, plane(tiles, c)), dtype)
-        _transform_patches(x, v, memory, padding, tiles)
-        _by_filters(w, turned, v, memory, tiles, min(tiles, 128), width, bias, floor)
+        block = max(1, min(tiles, 128))
+        _transform_patches(-(-tiles // 8), x, v, memory, padding, tiles)
+        _by_filters(wide // width * -(-tiles // block), w, turned, v, memory, tiles, block, width, bias, floor)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+
+
+@kept
+def _transformed(w, turned):
+    """U (panels, 36, plane) of filters, whole vectors of them."""
+    k, c = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
+    width = panel_width(k, w.dtype)
+    panels = empty((k // width, PLACES, plane(c, width)), w.dtype)
+    _transform_filters(len(panels), w, turned, panels, width)
+    return panels
 
 
 def with_whole_vectors(a, axis):
@@ -126,7 +137,7 @@ def tiles_of_block(channels, dtype):
     return max(16, min(128, _CACHE_BYTES // (PLACES * channels * dtype.itemsize) // 16 * 16))
 
 
-@njit(inline=True)
+@njit()
 def plane(rows, columns):
     """Numbers between the 36 planes of a transformed array, in whole register tiles.
 
@@ -135,14 +146,13 @@ def plane(rows, columns):
     return (rows + 15) // 16 * 16 * columns + 16
 
 
-@njit(parallel=True)
-def _transform_filters(w, turned, panels, width):
+@parallel()
+def _transform_filters(j, w, turned, panels, width):
     n = w.shape[0 if turned else 1]
-    for j in prange(panels.shape[0]):
-        _filters(w, turned, np.int64(j) * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
+    _filters(w, turned, j * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
 
 
-@njit()
+@helper()
 def _filters(w, turned, output, width, first, n, u, u_plane):
     """U for `width` filters from `output` on, and their n channels from `first` on."""
     taps = aligned((n * _TAPS * _TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
@@ -157,7 +167,7 @@ def _filters(w, turned, output, width, first, n, u, u_plane):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def patches(x, v, v_plane, padding, p, q, first, count):
     """V for the tiles from `first` on."""
     _, h, w, c = x.shape
@@ -174,7 +184,7 @@ def patches(x, v, v_plane, padding, p, q, first, count):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
     """y, from M for the tiles from `first` on and the filters from `channel` on."""
     _, p, q, k = y.shape
@@ -199,7 +209,7 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
             )  # fmt: skip
 
 
-@njit()
+@helper()
 def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
     """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
     size = like.itemsize
@@ -219,14 +229,13 @@ def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumu
                 )  # fmt: skip
 
 
-@njit(parallel=True)
-def _by_tiles(x, panels, y, padding, tiles, block, width, bias, floor):
-    for b in prange((tiles + block - 1) // block):
-        first = np.int64(b) * block
-        _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor)
+@parallel()
+def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, floor):
+    first = b * block
+    _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor)
 
 
-@njit()
+@helper()
 def _tile_block(x, panels, y, padding, first, count, width, bias, floor):
     c = x.shape[3]
     v_plane, m_plane = plane(count, c), plane(count, width)
@@ -238,24 +247,22 @@ def _tile_block(x, panels, y, padding, first, count, width, bias, floor):
         _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count, bias, floor)
 
 
-@njit(parallel=True)
-def _transform_patches(x, v, y, padding, tiles):
-    for b in prange((tiles + 7) // 8):
-        first = np.int64(b) * 8
-        at = v.ctypes.data + first * x.shape[3] * x.itemsize
-        patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first))
+@parallel()
+def _transform_patches(b, x, v, y, padding, tiles):
+    first = b * 8
+    at = v.ctypes.data + first * x.shape[3] * x.itemsize
+    patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first))
 
 
-@njit(parallel=True)
-def _by_filters(w, turned, v, y, tiles, block, width, bias, floor):
+@parallel()
+def _by_filters(task, w, turned, v, y, tiles, block, width, bias, floor):
     blocks = (tiles + block - 1) // block
-    for task in prange(y.shape[3] // width * blocks):
-        j, b = divmod(np.int64(task), blocks)
-        count = min(block, tiles - b * block)
-        _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor)
+    j, b = divmod(task, blocks)
+    count = min(block, tiles - b * block)
+    _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor)
 
 
-@njit()
+@helper()
 def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor):
     c = w.shape[0 if turned else 1]
     u_plane, m_plane = plane(_CHUNK, width), plane(count, width)

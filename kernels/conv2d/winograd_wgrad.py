@@ -13,11 +13,11 @@ by filters  many channels: all of V and D is made first; each thread takes a pan
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.features import simd
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import multiply_tile
+from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from . import winograd
@@ -74,20 +74,20 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
         # Shared out by shape alone, never by threads: the same bits on any machine.
         shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
         du = empty((shares, PLACES, plane(deep, wide)), dtype)
-        _by_tiles(x, dy, du, padding, tiles, block, width)
-        _sum_shares(du, deep * wide)
-        _write_panels(du, dw, width)
+        _by_tiles(len(du), x, dy, du, padding, tiles, block, width)
+        _sum_shares(PLACES, du, deep * wide)
+        _write_panels(len(dw) // width, du, dw, width)
     else:
         at_once = max(16, _AT_ONCE // (PLACES * (deep + wide)) // 16 * 16)
         v, d = (empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
         for first in range(0, tiles, at_once):
             count = min(at_once, tiles - first)
-            _transform_both(x, dy, v, d, padding, first, count)
-            _by_filters(v, d, dw, count, width)
+            _transform_both(-(-count // 8), x, dy, v, d, padding, first, count)
+            _by_filters(len(dw) // width * -(-dw.shape[1] // _CHUNK), v, d, dw, count, width)
     return dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
 
 
-@njit()
+@helper()
 def _upstream(dy, d, d_plane, first, count):
     """D for the tiles from `first` on."""
     _, p, q, k = dy.shape
@@ -104,7 +104,7 @@ def _upstream(dy, d, d_plane, first, count):
         )  # fmt: skip
 
 
-@njit()
+@helper()
 def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, like):
     """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters."""
     size = like.itemsize
@@ -123,7 +123,7 @@ def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns,
                     multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
 
 
-@njit()
+@helper()
 def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
     """Add dU, transformed back, to dw (K, C, 3, 3)."""
     n, c = _TAPS * _TAPS, dw.shape[1]
@@ -137,15 +137,14 @@ def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
     add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)
 
 
-@njit(parallel=True)
-def _by_tiles(x, dy, du, padding, tiles, block, width):
+@parallel()
+def _by_tiles(t, x, dy, du, padding, tiles, block, width):
     shares, blocks = du.shape[0], (tiles + block - 1) // block
-    for t in prange(shares):
-        first, last = blocks * np.int64(t) // shares, blocks * (np.int64(t) + 1) // shares
-        _share(x, dy, du[t], padding, tiles, block, first, last, width)
+    first, last = blocks * t // shares, blocks * (t + 1) // shares
+    _share(x, dy, du[t], padding, tiles, block, first, last, width)
 
 
-@njit()
+@helper()
 def _share(x, dy, du, padding, tiles, block, first, last, width):
     c, k = x.shape[3], dy.shape[3]
     v_plane, d_plane = plane(block, c), plane(block, k)
@@ -160,45 +159,41 @@ def _share(x, dy, du, padding, tiles, block, first, last, width):
         )  # fmt: skip
 
 
-@njit(parallel=True)
-def _sum_shares(du, count):
-    for e in prange(PLACES):
-        for s in range(1, du.shape[0]):
-            _add(du[0, e, :count], du[s, e, :count])
+@parallel()
+def _sum_shares(e, du, count):
+    for s in range(1, du.shape[0]):
+        _add(du[0, e, :count], du[s, e, :count])
 
 
-@njit()
+@helper()
 def _add(total, share):
     total += share
 
 
-@njit(parallel=True)
-def _write_panels(du, dw, width):
+@parallel()
+def _write_panels(j, du, dw, width):
     k, c = dw.shape[:2]
-    for j in prange(k // width):
-        first = np.int64(j) * width
-        _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
+    first = j * width
+    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
 
 
-@njit(parallel=True)
-def _transform_both(x, dy, v, d, padding, first, count):
-    for b in prange((count + 7) // 8):
-        start = np.int64(b) * 8
-        n = min(8, count - start)
-        at, to = start * x.shape[3] * x.itemsize, start * dy.shape[3] * x.itemsize
-        patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n)
-        _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n)
+@parallel()
+def _transform_both(b, x, dy, v, d, padding, first, count):
+    start = b * 8
+    n = min(8, count - start)
+    at, to = start * x.shape[3] * x.itemsize, start * dy.shape[3] * x.itemsize
+    patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n)
+    _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n)
 
 
-@njit(parallel=True)
-def _by_filters(v, d, dw, count, width):
+@parallel()
+def _by_filters(task, v, d, dw, count, width):
     chunks = (dw.shape[1] + _CHUNK - 1) // _CHUNK
-    for task in prange(dw.shape[0] // width * chunks):
-        j, i = divmod(np.int64(task), chunks)
-        _chunk(v, d, dw, j * width, width, i * _CHUNK, count)
+    j, i = divmod(task, chunks)
+    _chunk(v, d, dw, j * width, width, i * _CHUNK, count)
 
 
-@njit()
+@helper()
 def _chunk(v, d, dw, first_k, width, first_c, count):
     k, c = dw.shape[:2]
     n = min(_CHUNK, c - first_c)

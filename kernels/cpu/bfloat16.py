@@ -31,7 +31,7 @@ BFLOAT = _BFloat()
 
 def bits(a: Any) -> Any:
     """An array as kernels take it: the uint16 of a bfloat16 array, any other one, and None, as it is."""
-    return a.view(np.uint16) if a is not None and a.dtype.name == "bfloat16" else a
+    return a.view(np.uint16) if a is not None and a.dtype.kind == "V" and a.dtype.name == "bfloat16" else a
 
 
 def load_bfloat16(builder: ir.IRBuilder, address: Any, count: int) -> Any:

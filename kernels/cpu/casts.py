@@ -6,37 +6,39 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numba import prange
 
+from ..kept import kept
 from ..memory import dense_order, empty
 from .bfloat16 import bits
-from .jit import njit
+from .jit import helper, njit
+from .parallel import parallel
 from .vectors import PANEL, load, store_as
 
 _BLOCK = 1 << 15  # numbers of a task, whole panels
 _PAIR = {np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
 
 
+@kept
 def cast(a: Any, dtype: Any) -> Any:
-    """The array in another dtype, in the memory order of `a`, rounded to the nearest, ties to even; a copy always."""
+    """The array in another dtype, in the memory order of `a`, rounded to the nearest, ties to even; a copy (of a
+    `constant` the one that is kept)."""
     dtype = np.dtype(dtype)
     order = dense_order(a)
     if {a.dtype, dtype} != _PAIR or order is None:
         return a.astype(dtype)
     memory = empty(tuple(a.shape[axis] for axis in order), dtype)
-    _cast(bits(a.transpose(order).reshape(-1)), bits(memory.reshape(-1)))
+    _cast(-(-memory.size // _BLOCK), bits(a.transpose(order).reshape(-1)), bits(memory.reshape(-1)))
     return memory.transpose(np.argsort(order))
 
 
-@njit(parallel=True)
-def _cast(a, y):
-    for i in prange((y.size + _BLOCK - 1) // _BLOCK):
-        first = np.int64(i) * _BLOCK
-        last = min(first + _BLOCK, y.size)
-        _cast_block(a[first:last], y[first:last])
+@parallel()
+def _cast(i, a, y):
+    first = i * _BLOCK
+    last = min(first + _BLOCK, y.size)
+    _cast_block(a[first:last], y[first:last])
 
 
-@njit()
+@helper()
 def _cast_block(a, y):
     whole = y.size - y.size % PANEL
     _panels(a, y, whole)

@@ -1,9 +1,14 @@
-"""The host's vectors: how many bytes wide, how many registers. `MINIRES_SIMD=avx512|avx2|neon|generic` overrides."""
+"""The host's vectors: how many bytes wide, how many registers. `MINIRES_SIMD=avx512|avx2|neon|generic` overrides.
+
+And its AMX tiles: `MINIRES_AMX=off` leaves them alone, `emulate` computes what they would.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import sys
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
@@ -45,3 +50,29 @@ def simd() -> Simd:
 def has_bfloat16_products() -> bool:
     """Whether the host multiplies pairs of bfloat16 into float32 sums by one instruction (AVX512-BF16)."""
     return simd().name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # a system call of x86-64, and what it is asked for
+
+
+@functools.cache
+def amx() -> str:
+    """ "hardware" where this process may use AMX tiles for bfloat16, "emulated" under MINIRES_AMX=emulate, else "".
+
+    Linux lends the 8 KiB of tiles only to processes that ask; what asks is the first call. ValueError where MINIRES_AMX
+    is something else than off or emulate. Source: Linux, Documentation/arch/x86/xstate.rst.
+    """
+    wanted = os.environ.get("MINIRES_AMX", "")
+    if wanted not in ("", "off", "emulate"):
+        raise ValueError(f"MINIRES_AMX={wanted!r} is unknown: use off or emulate")
+    if wanted:
+        return "emulated" if wanted == "emulate" else ""
+    features = llvm.get_host_cpu_features()
+    if not (features.get("amx-tile") and features.get("amx-bf16")):
+        return ""
+    return "hardware" if sys.platform == "linux" and _may_use_tiles() else ""
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tiles, for all threads of this process."""
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0

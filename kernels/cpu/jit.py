@@ -21,6 +21,10 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from numba.core import config, event
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.typed_passes import AnnotateTypes
 
 # Threads that wait for work spin a little and then sleep. Waking one takes 45 microseconds, a spinning one 1: this many
 # turns make a training step of ResNet-20 on two cores 13 % shorter (123 ms against 142), and 15 % longer beside a
@@ -31,6 +35,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 # Never "nnan" or "ninf": a NaN must stay a NaN.
 FASTMATH = {"contract", "reassoc", "nsz"}
+_SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
 _NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change no CPU kernel
@@ -39,7 +44,7 @@ _NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change 
 @functools.cache
 def source_hash() -> str:
     """A hash of the CPU's Python source under kernels/ and of the settings that change what it compiles to."""
-    digest = hashlib.sha256(os.environ.get("MINIRES_SIMD", "").encode())
+    digest = hashlib.sha256(repr([os.environ.get(name) for name in _SETTINGS]).encode())
     root = Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
         if _NOT_FOR_CPU.intersection(path.relative_to(root).parts):
@@ -91,9 +96,7 @@ class _Announcer(event.Listener):
             return  # most are there; a new shape or dtype takes a second or two
         else:
             where = f"they are kept in {cache_root()}"
-        print(
-            f"minires: compiling the CPU kernels, once, for about half a minute; {where}", file=sys.stderr, flush=True
-        )
+        print(f"minires: compiling the CPU kernels, once, for some 20 seconds; {where}", file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:
         """Nothing to say."""
@@ -109,13 +112,63 @@ def _sweep(parent: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+class _HelperLibrary(JITCodeLibrary):
+    """The code of a helper: handed to its callers, and neither optimised nor turned into machine code by itself."""
+
+    def _optimize_final_module(self) -> None:
+        # Numba asks for the first only of a finished library; the second has no code of its own in the end.
+        self._shared_module = self._final_module.clone()
+        for module, linkage in ((self._shared_module, "linkonce_odr"), (self._final_module, "available_externally")):
+            for function in module.functions:
+                if not function.is_declaration and function.linkage == llvm.Linkage.external:
+                    function.linkage = linkage
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _ChooseLibrary(AnalysisPass):
+    _name = "minires_choose_library"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return True
+
+
+class _HelperCompiler(CompilerBase):
+    """Numba's own passes, with another library at their end."""
+
+    def define_pipelines(self) -> list[Any]:
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_ChooseLibrary, AnnotateTypes)
+        passes.finalize()
+        return [passes]
+
+
 def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable], Any]:
-    """`numba.njit` with our flags and our cache.
+    """`numba.njit` with our flags and our cache, for a function that Python calls.
 
-    parallel: for the launcher of a kernel, a single `prange` over independent blocks. Keep the work itself in a
-    function of its own without `parallel`: that compiles several times faster. inline: for a helper inside a loop.
+    parallel: a single `prange` over independent blocks (`cpu/parallel.py` does the same and compiles faster). Keep the
+    work itself in a `helper`: that compiles several times faster. inline: `helper(inline=True)`.
     """
+    if inline:
+        return helper(inline=True)
+    return _compiled({"parallel": parallel, "no_cfunc_wrapper": True})
 
+
+def helper(*, inline: bool = False) -> Callable[[Callable], Any]:
+    """`njit` for a function that only compiled code calls: Python cannot, as nothing is made for it to call.
+
+    Numba would optimise and translate such a function by itself, and again as a part of each caller: half of all the
+    time that compiling takes. inline: put it into the caller's loop.
+    """
+    options = {"pipeline_class": _HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return _compiled(options | ({"forceinline": True} if inline else {}))
+
+
+def _compiled(options: dict[str, Any]) -> Callable[[Callable], Any]:
     def decorate(fn: Callable) -> Any:
         folder = cache_folder()
         saved = config.CACHE_DIR
@@ -123,12 +176,11 @@ def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable]
         try:
             dispatcher = numba.njit(
                 cache=folder is not None,
-                parallel=parallel,
                 nogil=True,
                 boundscheck=False,
                 error_model="numpy",
                 fastmath=FASTMATH,
-                **({"forceinline": True} if inline else {}),
+                **options,
             )(fn)
         finally:
             config.CACHE_DIR = saved

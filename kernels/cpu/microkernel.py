@@ -125,7 +125,7 @@ def multiply_pairs_2d(
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, accumulate = args[:12]
-        tile = _PairTile(builder, rows.literal_value, vectors.literal_value, types.float32)
+        tile = PairTile(builder, rows.literal_value, vectors.literal_value, types.float32)
         tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
         if dtype.dtype == types.uint16:
             tile.write_rounded(c, c_row)
@@ -220,7 +220,7 @@ class Tile(Emitter):
                 self.store(builder.load(slot), address)
 
 
-class _PairTile(Tile):
+class PairTile(Tile):
     """The tile whose numbers are pairs of bfloat16, loaded and broadcast as the float32 whose memory they take."""
 
     def add_product(self, total, x, y):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
+from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store_as, where
 from ..memory import dense_order, empty
 from ..registry import kernel
@@ -40,7 +40,9 @@ def accumulate_bfloat16(a, b):
         a[...] = _apply(_ADD, a, b)
     else:
         flat = bits(a.transpose(order).reshape(-1))
-        _elementwise(flat, bits(np.ascontiguousarray(b.transpose(order)).reshape(-1)), flat, _ADD)
+        _elementwise(
+            -(-flat.size // _BLOCK), flat, bits(np.ascontiguousarray(b.transpose(order)).reshape(-1)), flat, _ADD
+        )
 
 
 @kernel(CAST, device="cpu", step=1, note="panels in registers, all threads", dtypes=("float32", "bfloat16"))
@@ -53,19 +55,18 @@ def _apply(op, a, b):
     order = next((order for order in map(dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
     flat_a, flat_b = (bits(np.ascontiguousarray(v.transpose(order)).reshape(-1)) for v in (a, b))
     memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
-    _elementwise(flat_a, flat_b, bits(memory.reshape(-1)), op)
+    _elementwise(-(-memory.size // _BLOCK), flat_a, flat_b, bits(memory.reshape(-1)), op)
     return memory.transpose(np.argsort(order))
 
 
-@njit(parallel=True)
-def _elementwise(a, b, y, op):
-    for i in prange((y.size + _BLOCK - 1) // _BLOCK):
-        first = np.int64(i) * _BLOCK
-        last = min(first + _BLOCK, y.size)
-        _block(a[first:last], b[first:last], y[first:last], op)
+@parallel()
+def _elementwise(i, a, b, y, op):
+    first = i * _BLOCK
+    last = min(first + _BLOCK, y.size)
+    _block(a[first:last], b[first:last], y[first:last], op)
 
 
-@njit()
+@helper()
 def _block(a, b, y, op):
     whole = y.size - y.size % PANEL
     _panels(a, b, y, op, whole)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
 from ..memory import dense_order, empty
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
@@ -39,7 +39,8 @@ def accumulate_numba(a, b):
     if order is None:
         a += b
     else:
-        _accumulate(a.transpose(order).reshape(-1), np.ascontiguousarray(b.transpose(order)).reshape(-1), _BLOCK)
+        flat_a, flat_b = a.transpose(order).reshape(-1), np.ascontiguousarray(b.transpose(order)).reshape(-1)
+        _accumulate(-(-a.size // _BLOCK), flat_a, flat_b, _BLOCK)
 
 
 def _apply(op, a, b):
@@ -47,19 +48,18 @@ def _apply(op, a, b):
     order = next((order for order in map(dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
     flat_a, flat_b = (np.ascontiguousarray(v.transpose(order)).reshape(-1) for v in (a, b))
     memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
-    _elementwise(flat_a, flat_b, memory.reshape(-1), op, _BLOCK)
+    _elementwise(-(-memory.size // _BLOCK), flat_a, flat_b, memory.reshape(-1), op, _BLOCK)
     return memory.transpose(np.argsort(order))
 
 
-@njit(parallel=True)
-def _elementwise(a, b, y, op, block):
-    for i in prange((y.size + block - 1) // block):
-        first = np.int64(i) * block
-        last = first + block
-        _elementwise_block(a[first:last], b[first:last], y[first:last], op)
+@parallel()
+def _elementwise(i, a, b, y, op, block):
+    first = i * block
+    last = first + block
+    _elementwise_block(a[first:last], b[first:last], y[first:last], op)
 
 
-@njit()
+@helper()
 def _elementwise_block(a, b, y, op):
     zero = a.dtype.type(0)
     if op == _RELU:
@@ -73,15 +73,14 @@ def _elementwise_block(a, b, y, op):
             y[i] = a[i] + b[i]
 
 
-@njit(parallel=True)
-def _accumulate(a, b, block):
-    for i in prange((a.size + block - 1) // block):
-        first = np.int64(i) * block
-        last = first + block
-        _accumulate_block(a[first:last], b[first:last])
+@parallel()
+def _accumulate(i, a, b, block):
+    first = i * block
+    last = first + block
+    _accumulate_block(a[first:last], b[first:last])
 
 
-@njit()
+@helper()
 def _accumulate_block(a, b):
     for i in range(a.size):
         a[i] += b[i]

@@ -14,14 +14,17 @@ summed by one thread in one order.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.bfloat16 import bits
+from ..cpu.casts import cast
+from ..cpu.jit import helper, njit
+from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, total
 from ..memory import empty
 from ..registry import kernel
 from .problem import LINEAR_DGRAD, LINEAR_FPROP, LINEAR_WGRAD
 
+_DTYPES = ("float32", "bfloat16")  # widened as it is loaded
 _COLUMNS = 4 * PANEL  # of a task: of each row that it reads, a run of memory
 _ROWS = 64  # of a task
 
@@ -44,78 +47,80 @@ def _wgrad_supports(x, dy):
     step=3,
     note="products of rows where they lie",
     supports=_fprop_supports,
-    dtypes=("float32",),
+    dtypes=_DTYPES,
 )
 def linear_fprop_rows(x, w, b):
-    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-    y = empty((x.shape[0], w.shape[0]), x.dtype)
-    _products(x, w, np.zeros(w.shape[0], x.dtype) if b is None else np.ascontiguousarray(b), y)
-    return y
+    y = empty((x.shape[0], w.shape[0]), np.float32)
+    b = np.zeros(w.shape[0], np.float32) if b is None else b.astype(np.float32)
+    _products(-(-len(w) // 4), np.ascontiguousarray(x, np.float32), bits(np.ascontiguousarray(w)), b, y)
+    return _in(x.dtype, y)
 
 
-@kernel(LINEAR_DGRAD, device="cpu", step=3, note="sums of rows of w", supports=_dgrad_supports, dtypes=("float32",))
+@kernel(LINEAR_DGRAD, device="cpu", step=3, note="sums of rows of w", supports=_dgrad_supports, dtypes=_DTYPES)
 def linear_dgrad_rows(dy, w):
-    return _summed_rows(np.ascontiguousarray(dy), np.ascontiguousarray(w))
+    return _summed_rows(dy, w)
 
 
-@kernel(LINEAR_WGRAD, device="cpu", step=3, note="sums of rows of x", supports=_wgrad_supports, dtypes=("float32",))
+@kernel(LINEAR_WGRAD, device="cpu", step=3, note="sums of rows of x", supports=_wgrad_supports, dtypes=_DTYPES)
 def linear_wgrad_rows(x, dy):
-    return _summed_rows(np.ascontiguousarray(dy.T), np.ascontiguousarray(x))
+    return _summed_rows(dy.T, x)
 
 
 def _summed_rows(factors, rows):
     """factors (A, B) @ rows (B, I)."""
-    y = empty((factors.shape[0], rows.shape[1]), rows.dtype)
-    _sums(factors, rows, y)
-    return y
+    y = empty((factors.shape[0], rows.shape[1]), np.float32)
+    tasks = -(-len(y) // _ROWS) * -(-y.shape[1] // _COLUMNS)
+    _sums(tasks, np.ascontiguousarray(factors, np.float32), bits(np.ascontiguousarray(rows)), y)
+    return _in(rows.dtype, y)
 
 
-@njit(parallel=True)
-def _products(x, w, b, y):
-    for task in prange((len(w) + 3) // 4):
-        first = 4 * np.int64(task)
-        for n in range(len(x)):
-            if first + 4 <= len(w):
-                _four_products(x[n], w[first : first + 4], b[first : first + 4], y[n, first : first + 4])
-            else:
-                for o in range(first, len(w)):
-                    _one_product(x[n], w[o], b[o : o + 1], y[n, o : o + 1])
+def _in(dtype, y):
+    """float32 sums in the dtype of the inputs."""
+    return y if dtype == y.dtype else cast(y, dtype)
+
+
+@parallel()
+def _products(task, x, w, b, y):
+    first = 4 * task
+    for n in range(len(x)):
+        if first + 4 <= len(w):
+            _four_products(x[n], w[first : first + 4], b[first : first + 4], y[n, first : first + 4])
+        else:
+            for o in range(first, len(w)):
+                _one_product(x[n], w[o], b[o : o + 1], y[n, o : o + 1])
 
 
 @njit(inline=True)
 def _four_products(x, w, b, y):
-    step, row = PANEL * x.itemsize, x.size * x.itemsize
+    step, row = PANEL * w.itemsize, x.size * w.itemsize
     zero = splat(x.dtype.type(0), PANEL, x.dtype)
     s0, s1, s2, s3 = zero, zero, zero, zero
     p, q = x.ctypes.data, w.ctypes.data
     for j in range(x.size // PANEL):
-        v, at = load(p + j * step, PANEL, x.dtype), q + j * step
-        s0 = s0 + v * load(at, PANEL, x.dtype)
-        s1 = s1 + v * load(at + row, PANEL, x.dtype)
-        s2 = s2 + v * load(at + 2 * row, PANEL, x.dtype)
-        s3 = s3 + v * load(at + 3 * row, PANEL, x.dtype)
+        v, at = load(p + j * PANEL * x.itemsize, PANEL, x.dtype), q + j * step
+        s0 = s0 + v * load(at, PANEL, w.dtype)
+        s1 = s1 + v * load(at + row, PANEL, w.dtype)
+        s2 = s2 + v * load(at + 2 * row, PANEL, w.dtype)
+        s3 = s3 + v * load(at + 3 * row, PANEL, w.dtype)
     y[0], y[1], y[2], y[3] = b[0] + total(s0), b[1] + total(s1), b[2] + total(s2), b[3] + total(s3)
 
 
 @njit(inline=True)
 def _one_product(x, w, b, y):
-    step = PANEL * x.itemsize
     s = splat(x.dtype.type(0), PANEL, x.dtype)
-    for j in range(x.size // PANEL):
-        s = s + load(x.ctypes.data + j * step, PANEL, x.dtype) * load(w.ctypes.data + j * step, PANEL, x.dtype)
+    for j in range(0, x.size, PANEL):
+        s = s + load(x[j:].ctypes.data, PANEL, x.dtype) * load(w[j:].ctypes.data, PANEL, w.dtype)
     y[0] = b[0] + total(s)
 
 
-@njit(parallel=True)
-def _sums(factors, rows, y):
+@parallel()
+def _sums(task, factors, rows, y):
     columns = (y.shape[1] + _COLUMNS - 1) // _COLUMNS
-    heights = (len(y) + _ROWS - 1) // _ROWS
-    for task in prange(columns * heights):
-        high, column = divmod(np.int64(task), columns)
-        _task_sums(factors, rows, y, high * _ROWS, column * _COLUMNS)
+    high, column = divmod(task, columns)
+    _task_sums(factors, rows, y, high * _ROWS, column * _COLUMNS)
 
 
-@njit()
+@helper()
 def _task_sums(factors, rows, y, top, left):
     right, below = min(left + _COLUMNS, y.shape[1]), min(top + _ROWS, len(y))
     y[top:below, left:right] = 0
@@ -130,12 +135,12 @@ def _task_sums(factors, rows, y, top, left):
 
 @njit(inline=True)
 def _four_sums(factors, rows, y, first, last, j):
-    step, row, dtype = rows.shape[1] * rows.itemsize, y.shape[1] * y.itemsize, rows.dtype
+    step, row, dtype = rows.shape[1] * rows.itemsize, y.shape[1] * y.itemsize, y.dtype
     p, out = rows.ctypes.data + j * rows.itemsize, y.ctypes.data + j * y.itemsize
     s0, s1 = load(out, PANEL, dtype), load(out + row, PANEL, dtype)
     s2, s3 = load(out + 2 * row, PANEL, dtype), load(out + 3 * row, PANEL, dtype)
     for b in range(first, last):
-        v = load(p + b * step, PANEL, dtype)
+        v = load(p + b * step, PANEL, rows.dtype)
         s0 = s0 + v * splat(factors[0, b], PANEL, dtype)
         s1 = s1 + v * splat(factors[1, b], PANEL, dtype)
         s2 = s2 + v * splat(factors[2, b], PANEL, dtype)
@@ -148,9 +153,9 @@ def _four_sums(factors, rows, y, first, last, j):
 
 @njit(inline=True)
 def _one_sum(factors, rows, y, first, last, j):
-    step, dtype = rows.shape[1] * rows.itemsize, rows.dtype
+    step, dtype = rows.shape[1] * rows.itemsize, y.dtype
     p, out = rows.ctypes.data + j * rows.itemsize, y.ctypes.data + j * y.itemsize
     s = load(out, PANEL, dtype)
     for b in range(first, last):
-        s = s + load(p + b * step, PANEL, dtype) * splat(factors[b], PANEL, dtype)
+        s = s + load(p + b * step, PANEL, rows.dtype) * splat(factors[b], PANEL, dtype)
     store(out, s)

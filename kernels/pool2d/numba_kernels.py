@@ -6,9 +6,9 @@ of channels, within which the order of additions is fixed.
 """
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper, njit
+from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .numpy_kernels import divisors
@@ -22,17 +22,16 @@ def maxpool_fprop_rows(x, *, kernel, stride, padding, dilation, ceil_mode):
     (n, c, *hw), x = x.shape, to_nhwc(x)
     pq = pooled_hw(hw, kernel, stride, padding, dilation, ceil_mode)
     (y, best), (indices, where) = empty_nhwc(n, c, *pq, x.dtype), empty_nhwc(n, c, *pq, np.int32)
-    _max_rows(x, best, where, kernel, stride, padding, dilation)
+    _max_rows(best.shape[0] * best.shape[1], x, best, where, kernel, stride, padding, dilation)
     return y, indices
 
 
-@njit(parallel=True)
-def _max_rows(x, y, indices, kernel, stride, padding, dilation):
-    for row in prange(y.shape[0] * y.shape[1]):
-        _max_row(x, y, indices, kernel, stride, padding, dilation, np.int64(row))
+@parallel()
+def _max_rows(row, x, y, indices, kernel, stride, padding, dilation):
+    _max_row(x, y, indices, kernel, stride, padding, dilation, row)
 
 
-@njit()
+@helper()
 def _max_row(x, y, indices, kernel, stride, padding, dilation, row):
     _, h_size, w_size, channels = x.shape
     n, p = divmod(row, y.shape[1])
@@ -61,20 +60,24 @@ def maxpool_bwd_images(dy, indices, *, kernel, stride, padding, dilation, ceil_m
     n, c, _, _ = dy.shape
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     pixels = (n, -1, c) if n and c else (n, 0, c)
-    _scatter_images(to_nhwc(dy).reshape(pixels), to_nhwc(indices).reshape(pixels), memory.reshape(pixels))
+    _scatter_images(
+        n * -(-c // _CHANNELS),
+        to_nhwc(dy).reshape(pixels),
+        to_nhwc(indices).reshape(pixels),
+        memory.reshape(pixels),
+    )
     return dx
 
 
-@njit(parallel=True)
-def _scatter_images(dy, indices, dx):
+@parallel()
+def _scatter_images(task, dy, indices, dx):
     blocks = (dx.shape[2] + _CHANNELS - 1) // _CHANNELS
-    for task in prange(dx.shape[0] * blocks):
-        n, block = divmod(np.int64(task), blocks)
-        first = block * _CHANNELS
-        _scatter_image(dy[n], indices[n], dx[n], first, min(first + _CHANNELS, dx.shape[2]))
+    n, block = divmod(task, blocks)
+    first = block * _CHANNELS
+    _scatter_image(dy[n], indices[n], dx[n], first, min(first + _CHANNELS, dx.shape[2]))
 
 
-@njit()
+@helper()
 def _scatter_image(dy, indices, dx, first, stop):
     for pixel in range(dx.shape[0]):
         for c in range(first, stop):
@@ -91,17 +94,16 @@ def avgpool_fprop_rows(x, *, kernel, stride, padding, ceil_mode, count_include_p
     pq = pooled_hw(hw, kernel, stride, padding, (1, 1), ceil_mode)
     y, memory = empty_nhwc(n, c, *pq, x.dtype)
     rows, cols = divisors(hw, pq, kernel, stride, padding, count_include_pad)
-    _average_rows(x, memory, rows, cols, kernel, stride, padding)
+    _average_rows(memory.shape[0] * memory.shape[1], x, memory, rows, cols, kernel, stride, padding)
     return y
 
 
-@njit(parallel=True)
-def _average_rows(x, y, rows, cols, kernel, stride, padding):
-    for row in prange(y.shape[0] * y.shape[1]):
-        _average_row(x, y, rows, cols, kernel, stride, padding, np.int64(row))
+@parallel()
+def _average_rows(row, x, y, rows, cols, kernel, stride, padding):
+    _average_row(x, y, rows, cols, kernel, stride, padding, row)
 
 
-@njit()
+@helper()
 def _average_row(x, y, rows, cols, kernel, stride, padding, row):
     _, h_size, w_size, channels = x.shape
     n, p = divmod(row, y.shape[1])
@@ -126,17 +128,16 @@ def avgpool_bwd_rows(dy, *, kernel, stride, padding, ceil_mode, count_include_pa
     (n, c, *pq), dy = dy.shape, to_nhwc(dy)
     dx, memory = empty_nhwc(n, c, *input_hw, dy.dtype)
     rows, cols = divisors(input_hw, pq, kernel, stride, padding, count_include_pad)
-    _spread_rows(dy, memory, rows, cols, kernel, stride, padding)
+    _spread_rows(memory.shape[0] * memory.shape[1], dy, memory, rows, cols, kernel, stride, padding)
     return dx
 
 
-@njit(parallel=True)
-def _spread_rows(dy, dx, rows, cols, kernel, stride, padding):
-    for row in prange(dx.shape[0] * dx.shape[1]):
-        _spread_row(dy, dx, rows, cols, kernel, stride, padding, np.int64(row))
+@parallel()
+def _spread_rows(row, dy, dx, rows, cols, kernel, stride, padding):
+    _spread_row(dy, dx, rows, cols, kernel, stride, padding, row)
 
 
-@njit()
+@helper()
 def _spread_row(dy, dx, rows, cols, kernel, stride, padding, row):
     _, p_size, q_size, channels = dy.shape
     n, h = divmod(row, dx.shape[1])

@@ -1,10 +1,10 @@
 """The step of gradient descent on the CPU: one call for a group, one fused pass over every number."""
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
-from ..groups import BLOCK, flattened, numbers, roles_of, table, write_back
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
+from ..groups import flattened, numbers, roles_of, share_of, table, write_back
 from ..registry import kernel
 from .problem import SGD_STEP, roles_with
 
@@ -20,24 +20,18 @@ def sgd_step_fused(lr, found, *tensors, momentum, dampening, weight_decay, neste
     roles, copied = flattened(roles_of(tensors, roles_with(momentum)), (0, 2))
     factors = (float(momentum), 1.0 - dampening, float(weight_decay))
     tasks = table(roles)
-    step = _steps if tasks[:, -1].sum() <= BLOCK else _steps_parallel
-    step(tasks, lr, factors, bool(momentum), bool(nesterov), bool(first))
+    share = share_of(tasks)
+    _steps(-(-len(tasks) // share), tasks, share, lr, factors, bool(momentum), bool(nesterov), bool(first))
     write_back(copied)
 
 
-@njit(parallel=True)
-def _steps_parallel(tasks, lr, factors, has_buf, nesterov, first):
-    for i in prange(tasks.shape[0]):
-        _step(tasks[i], lr, factors, has_buf, nesterov, first)
+@parallel()
+def _steps(i, tasks, share, lr, factors, has_buf, nesterov, first):
+    for task in tasks[i * share : (i + 1) * share]:
+        _step(task, lr, factors, has_buf, nesterov, first)
 
 
-@njit()
-def _steps(tasks, lr, factors, has_buf, nesterov, first):
-    for i in range(tasks.shape[0]):
-        _step(tasks[i], lr, factors, has_buf, nesterov, first)
-
-
-@njit()
+@helper()
 def _step(task, lr, factors, has_buf, nesterov, first):
     p, g = numbers(task, 0, lr), numbers(task, 1, lr)
     buf = numbers(task, 2 if has_buf else 0, lr)  # not read without momentum

@@ -5,9 +5,9 @@ the C library, which it cannot vectorise. float32 only; float64, where time does
 """
 
 import numpy as np
-from numba import prange
 
 from ..cpu.jit import njit
+from ..cpu.parallel import parallel
 from ..memory import empty
 from ..registry import kernel
 from .problem import SOFTMAX_CROSS_ENTROPY_BWD, SOFTMAX_CROSS_ENTROPY_FPROP
@@ -26,21 +26,21 @@ _LEAST = np.float32(-104)  # exp of anything less is 0 in float32
 )
 def ce_fprop_rows(logits, target):
     loss, log_probs = empty(target.shape, logits.dtype), empty(logits.shape, logits.dtype)
-    rows = _fprop_rows if logits.size < _FEW else _fprop_rows_parallel
-    rows(np.ascontiguousarray(logits), np.ascontiguousarray(target), loss, log_probs)
+    share = _share(logits)
+    _fprop_rows(
+        -(-len(logits) // share), np.ascontiguousarray(logits), np.ascontiguousarray(target), loss, log_probs, share
+    )
     return loss, log_probs
 
 
-@njit(parallel=True)
-def _fprop_rows_parallel(logits, target, loss, log_probs):
-    for row in prange(target.size):
-        n = np.int64(row)
-        _fprop_rows(logits[n : n + 1], target[n : n + 1], loss[n : n + 1], log_probs[n : n + 1])
+def _share(logits):
+    """Rows of a task: all of them, where the work is not worth waking the threads."""
+    return max(1, len(logits)) if logits.size < _FEW else 1
 
 
-@njit()
-def _fprop_rows(logits, target, loss, log_probs):
-    for n in range(target.size):
+@parallel()
+def _fprop_rows(i, logits, target, loss, log_probs, share):
+    for n in range(i * share, min((i + 1) * share, target.size)):
         x, row = logits[n], log_probs[n]
         most = _maximum(x, row)
         total = np.float32(0)
@@ -103,21 +103,21 @@ def _power_of_2(n):
 )
 def ce_bwd_rows(dloss, log_probs, target):
     dlogits = empty(log_probs.shape, log_probs.dtype)
-    rows = _bwd_rows if log_probs.size < _FEW else _bwd_rows_parallel
-    rows(np.ascontiguousarray(dloss), np.ascontiguousarray(log_probs), np.ascontiguousarray(target), dlogits)
+    share, log_probs = _share(log_probs), np.ascontiguousarray(log_probs)
+    _bwd_rows(
+        -(-len(log_probs) // share),
+        np.ascontiguousarray(dloss),
+        log_probs,
+        np.ascontiguousarray(target),
+        dlogits,
+        share,
+    )
     return dlogits
 
 
-@njit(parallel=True)
-def _bwd_rows_parallel(dloss, log_probs, target, dlogits):
-    for row in prange(target.size):
-        n = np.int64(row)
-        _bwd_rows(dloss[n : n + 1], log_probs[n : n + 1], target[n : n + 1], dlogits[n : n + 1])
-
-
-@njit()
-def _bwd_rows(dloss, log_probs, target, dlogits):
-    for n in range(target.size):
+@parallel()
+def _bwd_rows(i, dloss, log_probs, target, dlogits, share):
+    for n in range(i * share, min((i + 1) * share, target.size)):
         upstream, row, out = dloss[n], log_probs[n], dlogits[n]
         for k in range(row.size):
             out[k] = upstream * _exp(row[k])

@@ -1,10 +1,10 @@
 """Unscaling on the CPU: one call for all gradients, one pass over every number."""
 
 import numpy as np
-from numba import prange
 
-from ..cpu.jit import njit
-from ..groups import BLOCK, flattened, numbers, table, write_back
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
+from ..groups import flattened, numbers, share_of, table, write_back
 from ..registry import kernel
 from .problem import UNSCALE
 
@@ -19,31 +19,23 @@ def unscale_fused(inverse_scale, found, *gradients):
         return
     roles, copied = flattened([list(gradients)], (0,))
     tasks = table(roles)
-    run = _tasks if tasks[:, -1].sum() <= BLOCK else _tasks_parallel
-    if run(tasks, np.ascontiguousarray(inverse_scale)):
+    share = share_of(tasks)
+    bad = np.zeros(-(-len(tasks) // share), np.bool_)
+    _unscale_tasks(len(bad), tasks, share, np.ascontiguousarray(inverse_scale), bad)
+    if bad.any():
         found[0] = 1
     write_back(copied)
 
 
-@njit(parallel=True)
-def _tasks_parallel(tasks, factor):
-    bad = 0
-    for i in prange(tasks.shape[0]):
-        bad += _unscale(tasks[i], factor)
-    return bad
+@parallel()
+def _unscale_tasks(i, tasks, share, factor, bad):
+    for task in tasks[i * share : (i + 1) * share]:
+        bad[i] |= _unscale(task, factor)
 
 
-@njit()
-def _tasks(tasks, factor):
-    bad = 0
-    for i in range(tasks.shape[0]):
-        bad += _unscale(tasks[i], factor)
-    return bad
-
-
-@njit()
+@helper()
 def _unscale(task, factor):
-    g, by, most, bad = numbers(task, 0, factor), factor[0], np.finfo(factor.dtype).max, 0
+    g, by, most, bad = numbers(task, 0, factor), factor[0], np.finfo(factor.dtype).max, False
     for i in range(np.int64(g.size)):
         bad |= not (abs(g[i]) <= most)  # false for a NaN, too
         g[i] *= by

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from ..device import CPU, to_device
-from ..engine import Tensor
+from ..dispatch import constant
+from ..engine import Tensor, state
 from ..ops.fused import conv_bias_act
 from .batch_norm import BatchNorm2d
 from .containers import Sequential
@@ -50,7 +51,10 @@ class FoldedConv2d(Conv2d):
         """conv(x); with `add` conv(x) + add; with `relu` max(. , 0) of it."""
         assert self.bias is not None
         geometry = self.stride, self.padding, self.dilation, self.groups
-        return conv_bias_act(x, self.weight, self.bias, add, *geometry, relu=relu)
+        if state.grad_enabled:
+            return conv_bias_act(x, self.weight, self.bias, add, *geometry, relu=relu)
+        with constant(self.weight.array, self.weight.version):
+            return conv_bias_act(x, self.weight, self.bias, add, *geometry, relu=relu)
 
 
 def fuse_for_inference(model: Module) -> Module:
@@ -59,7 +63,9 @@ def fuse_for_inference(model: Module) -> Module:
     It computes the same up to rounding, faster and with less memory. What stays as it is: a batch normalisation that no
     convolution comes before (the first of a pre-activation block, and the last of such a network), that has no running
     statistics, or whose convolution other modules share. Hooks are not copied. The copy's state dict has its own names
-    and does not fit the model; train and save the model, and fuse what you infer with.
+    and does not fit the model; train and save the model, and fuse what you infer with. Under `no_grad` kernels keep
+    what they made of its weights until a Tensor's method, an optimizer or `load_state_dict` writes into them; a write
+    by NumPy into `.array` they do not see.
 
     A module of yours names its pairs in the class attribute `conv_bn = (("conv1", "bn1"), ...)`: the output of conv1
     must go to bn1 and nowhere else.

@@ -74,8 +74,8 @@ def _wide(a: Any) -> Any:
 
 def move(running: Any, value: Any, momentum: float) -> None:
     """running = (1 - momentum) * running + momentum * value, in place; real statistics ignore a complex step."""
-    value = value if running.dtype.kind == "c" else value.real
-    running[...] = (1 - momentum) * running + momentum * value
+    running *= 1 - momentum
+    running += momentum * (value if running.dtype.kind == "c" else value.real)
 
 
 def batch_norm(
@@ -131,7 +131,7 @@ def _check(shape: tuple[int, ...], input: Tensor, training: bool, **per_channel:
     for name, t in per_channel.items():
         if t is not None and t.shape != (c,):
             raise ValueError(f"batch_norm: {name} has shape {t.shape}, input {shape} needs ({c},)")
-        if t is not None and {input.dtype.str[1:], t.dtype.str[1:]} == {"f4", "f8"}:
+        if t is not None and t.dtype != input.dtype and {input.dtype.name, t.dtype.name} == {"float32", "float64"}:
             raise TypeError(f"batch_norm: input is {input.dtype} and {name} {t.dtype}; convert one with .to(dtype)")
     if (per_channel["running_mean"] is None) != (per_channel["running_var"] is None):
         raise ValueError("batch_norm: running_mean and running_var must be given together, or neither")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..cuda import fed
+from ..cuda import fed, held
 from ..dispatch import run
 from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
@@ -25,8 +25,9 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay; see the page's head for the formula.
 
     lr: per step. betas: both in [0, 1). eps: added to the root, above 0 where a gradient may be 0. weight_decay: the
-    share of the parameter, times lr, taken off at each step. capturable: on a GPU, what depends on lr and on t is read
-    from memory, so that a CUDA graph follows both. State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
+    share of the parameter, times lr, taken off at each step. capturable: on a GPU, what depends on lr, on t and on
+    AdamW's weight decay is read from memory, so that a CUDA graph follows them; where another setting changes, it is
+    captured anew (`cuda.held`). State: step, exp_avg, exp_avg_sq, max_exp_avg_sq.
     """
 
     decoupled = True
@@ -50,26 +51,33 @@ class AdamW(Optimizer):
         if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
 
-    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+    def update_group(self, params: list[Any], group: dict[str, Any], found: Any = None) -> None:
         """One step of all of them, in one call for each device, dtype and number of steps made."""
-        decay, amsgrad = float(group["weight_decay"]), bool(group["amsgrad"])
-        beta1, beta2 = map(float, group["betas"])
-        settings = dict(beta1=beta1, beta2=beta2, eps=float(group["eps"]), penalty=0.0 if self.decoupled else decay)
-        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+        settings = self._settings(group)
+        held(lambda: self._settings(group))
+        names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if settings["amsgrad"] else []))
         for members in alike(params, lambda p: self.state.setdefault(p, {}).get("step", 0)):
             states, arrays = [self.state[p] for p in members], [p.array for p in members]
             kept = (kept_array(s, name, a) for name in names for s, a in zip(states, arrays, strict=True))
 
             def factors(states: list[dict[str, Any]] = states) -> tuple[float, float, float]:
                 """What a step's number and learning rate decide; counts the step."""
-                lr, t = float(group["lr"]), int(states[0].get("step", 0)) + 1
+                lr, decay, t = float(group["lr"]), float(group["weight_decay"]), int(states[0].get("step", 0)) + 1
+                beta1, beta2 = settings["beta1"], settings["beta2"]
                 for state in states:
                     state["step"] = t
                 return 1 - lr * decay if self.decoupled else 1.0, (1 - beta2**t) ** 0.5, lr / (1 - beta1**t)
 
             numbers = fed(factors, (3,), computed_in(arrays[0].dtype), arrays[0])  # asked at every replay of a graph
             gradients = (p.grad.array for p in members)
-            run("adamw_step", numbers, None, *arrays, *gradients, *kept, **settings, amsgrad=amsgrad)
+            bad = None if found is None else found.astype(numbers.dtype, copy=False)
+            run("adamw_step", numbers, bad, *arrays, *gradients, *kept, **settings)
+
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What the kernels get by value."""
+        beta1, beta2 = map(float, group["betas"])
+        penalty = 0.0 if self.decoupled else float(group["weight_decay"])
+        return dict(beta1=beta1, beta2=beta2, eps=float(group["eps"]), penalty=penalty, amsgrad=bool(group["amsgrad"]))
 
 
 class Adam(AdamW):

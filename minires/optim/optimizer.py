@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..cuda import is_current_stream_capturing
-from ..device import namespace_of, to_device
+from ..device import is_cuda_array, namespace_of, to_device
 from ..engine import Tensor, set_grad_enabled
 from ..nn.module import clear_grads
 
@@ -42,9 +42,10 @@ class Optimizer:
         """Change the array `p` in place, given its gradient `g`; `state` is what the last update left there."""
         raise NotImplementedError
 
-    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
-        """`update` for each of a group's parameters, which have gradients. Overridden where a kernel takes them all."""
-        for p in params:
+    def update_group(self, params: list[Any], group: dict[str, Any], found: Any = None) -> None:
+        """`update` for each of a group's parameters, which have gradients; nothing where `found` is not 0, see `step`.
+        Overridden where a kernel takes them all."""
+        for p in params if found is None or float(found[0]) == 0 else ():
             self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -76,18 +77,32 @@ class Optimizer:
         """Forget the gradients, or fill them with zeros."""
         clear_grads(self._params(), set_to_none)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Change every parameter that has a gradient. closure: computes loss and gradients; its value is returned."""
+    def step(self, closure: Callable[[], Any] | None = None, *, found: Any = None) -> Any:
+        """Change every parameter that has a gradient. closure: computes loss and gradients; its value is returned.
+
+        found: an array (1,), float32, on the parameters' device: where it is not 0 (a gradient is NaN or infinite),
+        parameters and what is remembered about them stay as they are, and the host need not look for that, so that a
+        CUDA graph can hold it. AdamW counts such a step all the same: `counts`.
+        """
         loss = None
         if closure is not None:
             with set_grad_enabled(True):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self.update_group(params, self.settings(group))
+            self.update_group(params, self.settings(group), found)
             for p in params:
                 p.version[0] += 1
         return loss
+
+    def counts(self) -> list[tuple[dict[str, Any], Any]]:
+        """The numbers of steps made, for `set_counts` after a step that `found` left out."""
+        return [(kept, kept["step"]) for kept in self.state.values() if "step" in kept]
+
+    def set_counts(self, counts: list[tuple[dict[str, Any], Any]]) -> None:
+        """Put numbers of steps back to what they were."""
+        for kept, count in counts:
+            kept["step"] = count
 
     def settings(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group as `update` gets it, once per step. RuntimeError where a CUDA graph would keep its numbers."""
@@ -164,8 +179,11 @@ def computed_in(dtype: Any) -> Any:
 
 
 def kept_array(state: dict[str, Any], name: str, p: Any) -> Any:
-    """The array that `state` keeps under `name`; zeros like `p` the first time."""
+    """The array that `state` keeps under `name`; zeros like `p` the first time. RuntimeError for that in a capture:
+    every replay would begin with zeros."""
     if name not in state:
+        if is_cuda_array(p) and is_current_stream_capturing():
+            raise RuntimeError("the optimizer has not made a step with every parameter yet: make one, then capture")
         state[name] = Tensor(namespace_of(p).zeros_like(p))
     return state[name].array
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..cuda import fed
+from ..cuda import fed, held
 from ..dispatch import run
 from .optimizer import Optimizer, alike, check_at_least_zero, computed_in, kept_array
 
@@ -23,8 +23,8 @@ class SGD(Optimizer):
 
     lr: per step. momentum, dampening: in [0, 1), 0 for none. weight_decay: the factor of the parameter added to the
     gradient (L2 penalty). nesterov needs momentum > 0 and dampening 0. capturable: on a GPU, kernels read lr from
-    memory, so that a CUDA graph follows a schedule; the other settings stay what they were at the capture. State:
-    momentum_buffer, like the parameter.
+    memory, so that a CUDA graph follows a schedule; where another setting changes, it is captured anew (`cuda.held`).
+    State: momentum_buffer, like the parameter.
     """
 
     def __init__(
@@ -48,14 +48,21 @@ class SGD(Optimizer):
                 f"nesterov=True needs momentum > 0 and dampening 0, not {group['momentum']} and {group['dampening']}"
             )
 
-    def update_group(self, params: list[Any], group: dict[str, Any]) -> None:
+    def update_group(self, params: list[Any], group: dict[str, Any], found: Any = None) -> None:
         """One step of all of them, in one call for each device and dtype."""
-        settings: dict[str, Any] = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
-        settings["nesterov"] = bool(group["nesterov"])
+        settings = _settings(group)
+        held(lambda: _settings(group))
         for members in alike(params, lambda p: "momentum_buffer" not in self.state.setdefault(p, {})):
             states, arrays = [self.state[p] for p in members], [p.array for p in members]
             first, like = "momentum_buffer" not in states[0], arrays[0]
             kept = settings["momentum"] != 0
             buffers = [kept_array(s, "momentum_buffer", a) for s, a in zip(states, arrays, strict=True)] if kept else []
             lr = fed(lambda: float(group["lr"]), (1,), computed_in(like.dtype), like)
-            run("sgd_step", lr, None, *arrays, *(p.grad.array for p in members), *buffers, **settings, first=first)
+            bad = None if found is None else found.astype(lr.dtype, copy=False)
+            run("sgd_step", lr, bad, *arrays, *(p.grad.array for p in members), *buffers, **settings, first=first)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What the kernels get by value."""
+    numbers = {name: float(group[name]) for name in ("momentum", "dampening", "weight_decay")}
+    return {**numbers, "nesterov": bool(group["nesterov"])}

@@ -36,7 +36,7 @@ from .checkpoint import read_checkpoint
 from .curves import draw_curves
 from .images import make_loader, open_images
 from .interrupt import Interrupted, Signals
-from .metrics import Epoch, Mean, Step, Stopwatch, Summary
+from .metrics import Epoch, Mean, Step, Stopwatch, Summary, count_right
 from .optimizers import make_optimizer
 from .penalties import Penalty
 from .recipe import Recipe
@@ -199,10 +199,9 @@ class Run:
         if self.batch == 0:
             self.mean = Mean()
         for images, targets in self.loader.iterate(self.epoch - 1, self.batch):
-            loss, outputs = self._step(images, targets)
-            logits = array_module(self.device).concatenate(outputs) if len(outputs) > 1 else outputs[0]
+            loss, right = self._step(images, targets)
             if math.isfinite(loss):  # of a step in float16 that was left out it may be NaN
-                self.mean.add(loss, logits, targets.to(self.device).array)
+                self.mean.add(loss, right, len(images))
             self.watch.lap(self.recipe.batch_size)
             if self.on_step is not None:
                 accuracy, speed = self.mean.accuracy, self.watch.epoch_speed
@@ -213,8 +212,8 @@ class Run:
             if self.step >= self.total:
                 break
 
-    def _step(self, images: Tensor, targets: Tensor) -> tuple[float, list[Any]]:
-        """One step: the loss of the batch and the model's outputs, both from before it."""
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[float, int]:
+        """One step: the loss of the batch and how many of it are right, both from before it."""
         result = self.train_step(self.step + 1, images.to(self.device), targets.to(self.device))
         self.schedule.step()
         if self.ema is not None:
@@ -380,7 +379,7 @@ def evaluate(model: Module, batches: Iterable[Any], label_smoothing: float = 0.0
         for images, labels in batches:
             logits = model(images)
             loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-            mean.add(float(loss.array), logits.array, labels.array)
+            mean.add(float(loss.array), int(count_right(logits.array, labels.array)), len(labels))
     finally:
         model.train(training)
     return mean

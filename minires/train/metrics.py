@@ -82,13 +82,11 @@ class Mean:
     def __init__(self) -> None:
         self.images, self.right, self._loss = 0, 0, 0.0
 
-    def add(self, loss: float, logits: Any, labels: Any) -> None:
-        """A batch: its mean loss, its outputs (N, K) and its labels (N,), as arrays of any device; labels may be
-        shares of classes (N, K): the largest counts."""
-        n, labels = labels.shape[0], labels.argmax(1) if labels.ndim == 2 else labels
-        self.images += n
-        self.right += int((logits.argmax(1) == labels).sum())
-        self._loss += loss * n
+    def add(self, loss: float, right: int, images: int) -> None:
+        """A batch: its mean loss, how many of its images are right (`count_right`), how many there are."""
+        self.images += images
+        self.right += right
+        self._loss += loss * images
 
     def state(self) -> list[Any]:
         """What `load_state` takes up again, exactly; JSON can hold it."""
@@ -107,6 +105,14 @@ class Mean:
     def accuracy(self) -> float:
         """Share of the images whose largest output is the label's."""
         return self.right / self.images if self.images else np.nan
+
+
+def count_right(logits: Any, labels: Any) -> Any:
+    """How many of the outputs (N, K) have their largest number at the label: an array of one number, where they lie.
+
+    labels: (N,), or shares of classes (N, K), of which the largest counts.
+    """
+    return (logits.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)).sum()
 
 
 class Stopwatch:

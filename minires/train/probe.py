@@ -23,6 +23,7 @@ from ..ops import cross_entropy
 from ..state import no_grad
 from .images import make_loader
 from .loop import Run
+from .metrics import count_right
 from .recipe import Recipe
 from .run_folder import RunFolder
 
@@ -141,5 +142,6 @@ class ProbeRun(Run):
         head: Any = self.model.get_submodule("fc")
         head.load_state_dict({"weight": weight, "bias": bias})
         logits = x @ weight.T + bias
-        self.mean.add(float(cross_entropy(Tensor(logits), Tensor(labels)).array), logits, labels)
+        loss = float(cross_entropy(Tensor(logits), Tensor(labels)).array)
+        self.mean.add(loss, int(count_right(logits, labels)), len(labels))
         self.step = self.batch = 1

@@ -139,7 +139,7 @@ class Recipe:
     )
     threads: int = _free(0, "CPU threads of the kernels; 0: all", *_NOT_NEGATIVE)
     cuda_graphs: bool = _free(
-        False, "capture the training step in CUDA graphs and replay them: the same results, with less work for the host"
+        False, "capture the training step in a CUDA graph and replay it: the same results, with less work for the host"
     )
     autotune: bool = _field(False, "measure all kernels at every new shape, use the fastest")
     checkpoint_blocks: bool = _field(False, "less memory: compute blocks again in backward")

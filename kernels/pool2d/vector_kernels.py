@@ -1,0 +1,115 @@
+"""Max pooling on the CPU with a panel of channels in registers: the largest so far and where it lies, over a window.
+
+Backward gathers: each pixel looks at the windows that saw it, and adds the dy of those whose maximum it was. Nothing is
+added in 16 bits, and bfloat16 needs no pass to widen it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from ..cpu.bfloat16 import bits
+from ..cpu.jit import njit
+from ..cpu.vectors import PANEL, load, splat, store, store_as, where
+from ..memory import empty_nhwc, to_nhwc
+from ..registry import kernel
+from .problem import MAXPOOL2D_BWD, MAXPOOL2D_FPROP, pooled_hw
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def _fprop_supports(x, **_):
+    return x.shape[1] % PANEL == 0
+
+
+def _bwd_supports(dy, indices, *, dilation, **_):
+    return dy.shape[1] % PANEL == 0 and dilation == (1, 1) and indices.dtype == np.int32
+
+
+@kernel(
+    MAXPOOL2D_FPROP,
+    device="cpu",
+    step=3,
+    supports=_fprop_supports,
+    dtypes=_DTYPES,
+    note="the maximum and where it is stay in registers over a window",
+)
+def maxpool_fprop_vectors(x, *, kernel, stride, padding, dilation, ceil_mode):
+    n, c, *hw = x.shape
+    pq = pooled_hw(hw, kernel, stride, padding, dilation, ceil_mode)
+    (y, best), (indices, places) = empty_nhwc(n, c, *pq, x.dtype), empty_nhwc(n, c, *pq, np.int32)
+    _max_rows(bits(to_nhwc(x)), bits(best), places, kernel, stride, padding, dilation)
+    return y, indices
+
+
+@njit(parallel=True)
+def _max_rows(x, y, places, kernel, stride, padding, dilation):
+    for row in prange(y.shape[0] * y.shape[1]):
+        n, p = divmod(np.int64(row), y.shape[1])
+        _max_row(x[n], y[n, p], places[n, p], kernel, stride, p * stride[0] - padding[0], padding[1], dilation)
+
+
+@njit()
+def _max_row(x, y, places, kernel, stride, top, left, dilation):
+    (height, width, channels), like = x.shape, np.empty(0, np.float32)
+    least, nowhere = splat(np.float32(-np.inf), PANEL, like.dtype), splat(np.int32(-1), PANEL, places.dtype)
+    for q in range(y.shape[0]):
+        for c in range(0, channels, PANEL):
+            best, place = least, nowhere
+            for r in range(kernel[0]):
+                h = top + r * dilation[0]
+                for s in range(kernel[1]):
+                    w = q * stride[1] - left + s * dilation[1]
+                    if 0 <= h < height and 0 <= w < width:
+                        v = load(x.ctypes.data + ((h * width + w) * channels + c) * x.itemsize, PANEL, x.dtype)
+                        wins = (v > best) | (v != v) | (place == nowhere)
+                        best = where(wins, v, best)
+                        place = where(wins, splat(np.int32(h * width + w), PANEL, places.dtype), place)
+            store_as(y.ctypes.data + (q * channels + c) * y.itemsize, best, y.dtype)
+            store(places.ctypes.data + (q * channels + c) * 4, place)
+
+
+@kernel(
+    MAXPOOL2D_BWD,
+    device="cpu",
+    step=3,
+    supports=_bwd_supports,
+    dtypes=_DTYPES,
+    note="each pixel adds up, in registers, the windows whose maximum it was",
+)
+def maxpool_bwd_vectors(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
+    dx, memory = empty_nhwc(*dy.shape[:2], *input_hw, dy.dtype)
+    _gather_rows(bits(to_nhwc(dy)), to_nhwc(indices), bits(memory), kernel, stride, padding)
+    return dx
+
+
+@njit(parallel=True)
+def _gather_rows(dy, places, dx, kernel, stride, padding):
+    for row in prange(dx.shape[0] * dx.shape[1]):
+        n, h = divmod(np.int64(row), dx.shape[1])
+        _gather_row(dy[n], places[n], dx[n, h], h, kernel, stride, padding)
+
+
+@njit()
+def _gather_row(dy, places, dx, h, kernel, stride, padding):
+    (down, across, channels), width, like = dy.shape, dx.shape[0], np.empty(0, np.float32)
+    zero = splat(np.float32(0), PANEL, like.dtype)
+    p_first, p_last = _windows(h, down, kernel[0], stride[0], padding[0])
+    for w in range(width):
+        q_first, q_last = _windows(w, across, kernel[1], stride[1], padding[1])
+        pixel = splat(np.int32(h * width + w), PANEL, places.dtype)
+        for c in range(0, channels, PANEL):
+            total = zero
+            for p in range(p_first, p_last + 1):
+                for q in range(q_first, q_last + 1):
+                    at = (p * across + q) * channels + c
+                    mine = load(places.ctypes.data + at * 4, PANEL, places.dtype) == pixel
+                    total = total + where(mine, load(dy.ctypes.data + at * dy.itemsize, PANEL, dy.dtype), zero)
+            store_as(dx.ctypes.data + (w * channels + c) * dx.itemsize, total, dx.dtype)
+
+
+@njit(inline=True)
+def _windows(pixel, size, taps, stride, padding):
+    """The first and the last window along an axis that saw a pixel."""
+    return max(0, (pixel + padding - taps) // stride + 1), min(size - 1, (pixel + padding) // stride)
