@@ -17,12 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     set_num_threads(1)  # a process per core; a test that is about threads asks for two
 
 
-def pytest_xdist_auto_num_workers(config):
-    """A process per core for the whole suite; this one alone, with its output and debugger, where files are named."""
-    if config.args_source is pytest.Config.ArgsSource.ARGS:
-        return 0
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return os.cpu_count()
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """For the whole suite a process per core; where files are named this one alone, with its debugger; or as -n says."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if config.getoption("numprocesses", 0) is None and not named and not config.option.usepdb:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        config.option.numprocesses, config.option.dist = os.cpu_count(), "worksteal"
 
 
 @pytest.fixture(autouse=True)
