@@ -3,7 +3,7 @@
 dw[r, s, c, k] = sum over pairs j of seen[r, s, j, c, 0] * dy[j, k, 0] + seen[r, s, j, c, 1] * dy[j, k, 1]
 
 direct    few channels: image by image; dy interleaved (P, Q/2, K, 2), and for each column s of the filter the rows
-          that its taps see (H, S, Q/2, C, 2), of which columns two pixels apart share theirs; with less than a vector
+          that its taps see (H, S, Q/2, C, 2), of which columns two pixels apart share theirs; without whole tiles
           of channels (a stem's 3), a filter's row is one such column, of S*C channels
 parts     many channels, small images, where dw is larger than an image: a task owns a part of dw, over the pixels
           of all images (wgrad_kernels.py)
@@ -44,7 +44,7 @@ def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 
 
 def _parts_supports(x, dy, **params):
-    return _wgrad_supports(x, dy, **params) and x.shape[1] % _LANES == 0
+    return _wgrad_supports(x, dy, **params) and x.shape[1] % _NARROW_ROWS == 0
 
 
 @kernel(
@@ -58,8 +58,8 @@ def _parts_supports(x, dy, **params):
 def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     (c, k), (r, s) = (x.shape[1], dy.shape[1]), kernel_hw
     x, dy = bits(in_pairs(x) if c % 2 else to_nhwc(x)), bits(to_nhwc(dy))
-    columns, deep = (s, x.shape[3]) if c % _LANES == 0 else (1, s * x.shape[3])
-    wide = -(-deep // _LANES) * _LANES  # the rest is scratch
+    columns, deep = (s, x.shape[3]) if c % _NARROW_ROWS == 0 else (1, s * x.shape[3])
+    wide = -(-deep // _NARROW_ROWS) * _NARROW_ROWS  # whole tiles; the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
     partial = np.zeros((splits, r, columns, wide, k), np.float32)
