@@ -148,7 +148,7 @@ def test_kernels_allocate_where_tests_can_poison():
 
 
 def _is_compiled(function):
-    return any(ast.unparse(d).startswith(("njit", "intrinsic", "helper", "parallel")) for d in function.decorator_list)
+    return any(ast.unparse(d).startswith(("njit", "helper", "parallel", "intrinsic")) for d in function.decorator_list)
 
 
 def test_pages_are_short_enough_to_read():
