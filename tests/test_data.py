@@ -224,7 +224,9 @@ def test_errors_of_a_data_set_reach_the_loop(workers):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"batch_size": 0}, {"num_workers": -1}, {"dataset": Plain(0), "shuffle": True}], ids=str
+    "arguments",
+    [{"batch_size": 0}, {"num_workers": -1}, {"dataset": Plain(0), "shuffle": True}],
+    ids=["batch_size", "num_workers", "nothing to shuffle"],
 )
 def test_loader_refuses(arguments):
     with pytest.raises(ValueError, match="DataLoader: "):

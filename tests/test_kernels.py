@@ -7,6 +7,7 @@ from minires.kernels import registry
 from minires.kernels.checking import DTYPES, Trial, check_case, dtypes_of
 from minires.kernels.cpu.jit import get_num_threads, set_num_threads
 from minires.kernels.registry import HALVES
+from numba.core.config import NUMBA_NUM_THREADS
 
 TRIALS = {
     problem.name: [
@@ -47,7 +48,7 @@ def test_problem_is_complete(problem):
     assert any("bench" in case.tags for case in problem.cases)
 
 
-@pytest.mark.skipif(get_num_threads() == 1, reason="this process has one thread")
+@pytest.mark.skipif(NUMBA_NUM_THREADS == 1, reason="this process has one thread")
 @pytest.mark.parametrize(
     "kernel",
     [k for k in registry.kernels(device="cpu") if k.dtypes != ("any",)],
@@ -62,9 +63,11 @@ def test_same_bits_on_any_number_of_threads(kernel):
         for t in [Trial(kernel.problem, case, dtypes_of(kernel)[0])]
         if t.suits(kernel)
     )
-    many, threads = trial.run(kernel), get_num_threads()
-    set_num_threads(1)
+    threads = get_num_threads()
     try:
+        set_num_threads(NUMBA_NUM_THREADS)
+        many = trial.run(kernel)
+        set_num_threads(1)
         one = trial.run(kernel)
     finally:
         set_num_threads(threads)

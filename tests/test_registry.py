@@ -282,6 +282,25 @@ def test_an_edit_in_a_callees_file_is_compiled(tree):
     assert edited[:2] == ["30", "0"] and edited[2] != first[2]
 
 
+def test_processes_that_compile_at_once_get_no_others_code(tmp_path):
+    """Two processes read an empty index, and one writes while the other does: an entry is lost, none is wrong."""
+    code = """
+from minires.kernels.cpu.jit import njit
+def f(x):
+    return x + 1
+one, other = (njit()(f)._cache._cache_file for _ in range(2))
+read, write = one._load_index, one._save_index
+one._load_index = other._load_index = dict
+one._save_index = lambda index: (write(index), other.save("float64", "code for float64"))
+one.save("float32", "code for float32")
+one._load_index = other._load_index = read
+print([(key, one.load(key)) for key in ("float32", "float64")])
+"""
+    (tmp_path / "both.py").write_text(code)
+    found = _python("import both", cwd=tmp_path, MINIRES_CACHE=str(tmp_path / "cache"))
+    assert found == "[('float32', None), ('float64', 'code for float64')]"
+
+
 # minires kernels
 
 MINE = """

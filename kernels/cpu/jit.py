@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def _compiled(*, cache: bool, **options: Any) -> Callable[[Callable], Any]:
         saved = config.CACHE_DIR
         config.CACHE_DIR = folder or saved
         try:
-            return numba.njit(
+            dispatcher = numba.njit(
                 cache=cache and folder is not None,
                 nogil=True,
                 boundscheck=False,
@@ -183,8 +184,21 @@ def _compiled(*, cache: bool, **options: Any) -> Callable[[Callable], Any]:
             )(fn)
         finally:
             config.CACHE_DIR = saved
+        if cache and folder is not None:
+            file = dispatcher._cache._cache_file
+            file._data_name = functools.partial(_unique, fn.__name__)
+        return dispatcher
 
     return decorate
+
+
+def _unique(name: str, number: int) -> str:
+    """A name for compiled code that no other process takes.
+
+    Numba counts them, 1, 2, ...: two processes that compile one function for different dtypes at the same time would
+    both write the first, and the one that wrote its index last would call the other's code ever after.
+    """
+    return f"{name}.{uuid.uuid4().hex}.nbc"
 
 
 def set_num_threads(n: int) -> None:

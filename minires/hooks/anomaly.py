@@ -71,7 +71,8 @@ def find_anomaly(step: Callable[[], T], *modules: Any, **kernels: str) -> T:
     step: forward, backward and, if you like, the optimizer's step, on one and the same batch. modules: whose
     parameters, buffers and gradients, and the numbers of `minires.manual_seed`'s generator, are put back before the
     second run. kernels: as for AnomalyHook, in the second run. Returns what `step` returns. The first run goes at full
-    speed; the price is a copy of the modules' state and a look at it afterwards.
+    speed; the price is a copy of the modules' state and a look at it afterwards. What an optimizer keeps (momentum) is
+    not put back: no op reads it, but to train on after an AnomalyError, load the optimizer's state too.
 
     Raises AnomalyError where the result of the step (a Tensor or a number), a parameter, a buffer or a gradient is
     not finite.
