@@ -111,7 +111,7 @@ from minires.kernels import registry
 from minires.kernels.checking import Trial, check
 kernels = [k for k in registry.kernels(None, "cpu") if k.name.endswith("_amx")]
 results = [check(k, case, "bfloat16") for k in kernels for case in k.problem.cases
-           if case.name.startswith(("vectors", "wide", "1x1_many")) and Trial(k.problem, case, "bfloat16").suits(k)]
+           if case.name.startswith("vectors") and Trial(k.problem, case, "bfloat16").suits(k)]
 assert {r.kernel.name for r in results} == {"fprop_amx", "dgrad_amx", "bias_act_amx"}
 x, w = np.zeros((1, 32, 8, 8), ml_dtypes.bfloat16), np.zeros((32, 32, 3, 3), ml_dtypes.bfloat16)
 params = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
@@ -127,7 +127,7 @@ print(len(results), *[r for r in results if not r.ok], sep="\\n")
 def test_kernels_are_right_by_emulation():
     fprop, dgrad, infinite, count, *wrong = _python(EMULATED, MINIRES_AMX="emulate")
     assert not wrong, "\n".join(wrong)
-    assert (fprop, dgrad, infinite) == ("fprop_amx", "dgrad_amx", f"{9 * 32} 0") and int(count) >= 20
+    assert (fprop, dgrad, infinite) == ("fprop_amx", "dgrad_amx", f"{9 * 32} 0") and int(count) >= 15
 
 
 @pytest.mark.peers
@@ -140,9 +140,7 @@ before = a @ a
 {}
 assert torch.equal(a @ a, before)
 """
-    lines = _python(
-        code.format(EMULATED.replace('("vectors", "wide", "1x1_many")', '"vectors_"')), MINIRES_AMX="emulate"
-    )
+    lines = _python(code.format(EMULATED), MINIRES_AMX="emulate")
     assert len(lines) == 4, lines
 
 
