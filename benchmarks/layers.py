@@ -57,7 +57,7 @@ def layers(network: str, batch: int = 0, size: int = 0) -> tuple[Layer, ...]:
     return tuple(Layer(network, case, count, i == 0) for i, (case, count) in enumerate(seen.values()))
 
 
-def floor_seconds(network: str, batch: int, size: int, peaks: Peaks, training: bool) -> float:
+def floor_seconds(network: str, batch: int, size: int, peaks: Peaks, training: bool, dtype: str = "float32") -> float:
     """The least time of the network's convolutions, each direction by itself: its multiply-adds at the peak of FMA, or
     its inputs and outputs moved once at the speed of a copy. All else could happen on the way and counts nothing.
     (A Winograd kernel multiplies less and may fall below it.)
@@ -66,8 +66,8 @@ def floor_seconds(network: str, batch: int, size: int, peaks: Peaks, training: b
     for layer in layers(network, batch, size):
         for direction in DIRECTIONS if training else DIRECTIONS[:1]:
             if not (layer.first and direction == "dgrad"):
-                flops, moved = work(f"conv2d_{direction}", layer.case)
-                total += layer.count * peaks.floor(flops, moved)
+                flops, moved = work(f"conv2d_{direction}", layer.case, dtype)
+                total += layer.count * peaks.floor(flops, moved, dtype == "bfloat16")
     return total
 
 
@@ -79,15 +79,16 @@ class _Shape:
     dtype: Any
 
 
-def work(problem: str, case: Case) -> tuple[int, int]:
-    """(flops, bytes) of a convolution's direction, float32."""
+def work(problem: str, case: Case, dtype: str = "float32") -> tuple[int, int]:
+    """(flops, bytes) of a convolution's direction, in float32 or bfloat16."""
+    import ml_dtypes
     import numpy as np
     from minires.kernels.conv2d.problem import out_hw  # pyright: ignore[reportMissingImports]
 
-    p, dtype = case.params, np.dtype("float32")
+    p, number = case.params, np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     geometry = {name: p[name] for name in ("stride", "padding", "dilation")}
-    y = _Shape((p["n"], p["k"], *out_hw(p["hw"], p["rs"], *geometry.values())), dtype)
-    x, w = _Shape((p["n"], p["c"], *p["hw"]), dtype), _Shape((p["k"], p["c"] // p["groups"], *p["rs"]), dtype)
+    y = _Shape((p["n"], p["k"], *out_hw(p["hw"], p["rs"], *geometry.values())), number)
+    x, w = _Shape((p["n"], p["c"], *p["hw"]), number), _Shape((p["k"], p["c"] // p["groups"], *p["rs"]), number)
     arrays = {"conv2d_fprop": (x, w), "conv2d_dgrad": (y, w), "conv2d_wgrad": (x, y)}[problem]
     extra = {"conv2d_dgrad": {"input_hw": p["hw"]}, "conv2d_wgrad": {"kernel_hw": p["rs"]}}.get(problem, {})
     params = {**geometry, "groups": p["groups"], **extra}

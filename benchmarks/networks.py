@@ -163,8 +163,8 @@ class _Row:
         finally:
             _close(workers)
         fastest = best(samples, [name for name in samples if name != OURS])
-        floor = floor_seconds(self.model, self.batch, self.size, peaks, self.what == "train")
-        of_floor = self.precision == "fp32"  # the peaks are float32's
+        dtype = "bfloat16" if self.precision == "bf16" else "float32"
+        floor = floor_seconds(self.model, self.batch, self.size, peaks, self.what == "train", dtype)
         rows = []
         for name in sorted(samples, key=lambda name: timing(samples[name]).median):
             t = timing(samples[name])
@@ -175,7 +175,7 @@ class _Row:
                 | dict(p20_ms=f"{t.p20 * 1e3:.4g}", p80_ms=f"{t.p80 * 1e3:.4g}")
                 | dict(images_per_s=f"{self.batch / t.median:.4g}", ratio=f"{ours.median:.3f}" if ours else "")
                 | dict(ratio_p20=f"{ours.p20:.3f}" if ours else "", ratio_p80=f"{ours.p80:.3f}" if ours else "")
-                | dict(floor_ms=f"{floor * 1e3:.4g}", of_floor=f"{floor / t.median:.3f}" if of_floor else "")
+                | dict(floor_ms=f"{floor * 1e3:.4g}", of_floor=f"{floor / t.median:.3f}")
                 | peaks.columns()
             )
             print(_line(rows[-1]))

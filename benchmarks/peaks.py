@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from minires.kernels.cpu.features import simd  # pyright: ignore[reportMissingImports]
 from minires.kernels.cpu.jit import get_num_threads, helper, njit  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu.microkernel import PairTile  # pyright: ignore[reportMissingImports]
 from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -29,34 +30,40 @@ _REST = 0.3  # seconds until OpenBLAS's threads have stopped spinning
 
 @dataclass(frozen=True)
 class Peaks:
-    """fma: FLOP/s (float32) by vector width in bytes. copy: bytes read and written per second. sgemm: FLOP/s."""
+    """fma: FLOP/s (float32) by vector width in bytes. copy: bytes read and written per second. sgemm: FLOP/s.
+
+    pairs: FLOP/s of products of pairs of bfloat16, summed in float32, as the kernels form them; 0: not measured.
+    """
 
     fma: dict[int, float]
     copy: float
     sgemm: float
+    pairs: float = 0.0
 
     @property
     def flops(self) -> float:
         """The most FLOP/s of any width."""
         return max(self.fma.values())
 
-    def floor(self, flops: float, moved: float) -> float:
-        """Seconds that so many operations and bytes take at least."""
-        return max(flops / self.flops, moved / self.copy)
+    def floor(self, flops: float, moved: float, bf16: bool = False) -> float:
+        """Seconds that so many operations and bytes take at least; bf16: that multiply bfloat16."""
+        return max(flops / (max(self.flops, self.pairs) if bf16 else self.flops), moved / self.copy)
 
     def columns(self) -> dict[str, str]:
         """For a results file."""
         fma, copy, sgemm = (f"{value / 1e9:.4g}" for value in (self.flops, self.copy, self.sgemm))
-        return {"fma_gflop_per_s": fma, "copy_gbyte_per_s": copy, "sgemm_gflop_per_s": sgemm}
+        rates = {"fma_gflop_per_s": fma, "copy_gbyte_per_s": copy, "sgemm_gflop_per_s": sgemm}
+        return rates | {"bf16_gflop_per_s": f"{self.pairs / 1e9:.4g}" if self.pairs else ""}
 
     def __str__(self) -> str:
         widths = ", ".join(f"{8 * width} bits {rate / 1e9:.0f}" for width, rate in self.fma.items())
+        widths += f", pairs of bfloat16 {self.pairs / 1e9:.0f}" if self.pairs else ""
         return f"FMA GFLOP/s: {widths}; copy {self.copy / 1e9:.1f} GB/s; sgemm {self.sgemm / 1e9:.0f} GFLOP/s"
 
 
 def measure() -> Peaks:
     """Measure them on as many threads as the kernels use; takes about two seconds after compilation."""
-    return Peaks(_fma_peaks(), _copy_peak(), measure_sgemm())
+    return Peaks(_fma_peaks(), _copy_peak(), measure_sgemm(), _pairs_peak())
 
 
 def measure_sgemm() -> float:
@@ -86,6 +93,12 @@ def _fma_peaks() -> dict[int, float]:
             seconds = _best(lambda width=width: _multiply_add(threads, width, _STEPS))
             peaks[width] = threads * _STEPS * _CHAINS * (width // 4) * 2 / seconds
     return peaks
+
+
+def _pairs_peak() -> float:
+    threads = get_num_threads()
+    seconds = _best(lambda: _multiply_pairs(threads, _STEPS))
+    return threads * _STEPS * _CHAINS * (simd().vector_bytes // 4) * 4 / seconds
 
 
 def _copy_peak() -> float:
@@ -121,6 +134,39 @@ def _chains(typing_context: Any, steps: Any, x: Any, width: Any) -> Any:
         return builder.extract_element(total, ir.Constant(index, 0))
 
     return types.float32(types.int64, types.float32, width), emit
+
+
+@intrinsic
+def _pair_chains(typing_context: Any, steps: Any, x: Any) -> Any:
+    """The sum of `_CHAINS` vectors, to each of which products of x's halves are added `steps` times."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        tile = PairTile(builder, _CHAINS, 1, types.float32)
+        xs = tile.broadcast(args[1])
+        for i, (slot,) in enumerate(tile.slots):  # different beginnings, as above
+            builder.store(ir.Constant(tile.vector, [float(i)] * tile.width), slot)
+        with cgutils.for_range(builder, args[0], intp=ir.IntType(64)):
+            for (slot,) in tile.slots:
+                builder.store(tile.add_product(builder.load(slot), xs, xs), slot)
+        total = builder.load(tile.slots[0][0])
+        for (slot,) in tile.slots[1:]:
+            total = builder.fadd(total, builder.load(slot))
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(types.int64, types.float32), emit
+
+
+@njit(parallel=True)
+def _multiply_pairs(threads, steps):
+    sums = np.empty(threads, np.float32)
+    for t in prange(threads):
+        sums[t] = _run_pairs(steps)
+    return sums
+
+
+@njit()
+def _run_pairs(steps):
+    return _pair_chains(steps, np.float32(0.5))  # pyright: ignore[reportCallIssue]
 
 
 @njit(parallel=True)

@@ -4,13 +4,16 @@ What this shows: that a step can be captured, that its replays depend on nothing
 what cannot be captured is noticed. What it cannot show: CuPy's capture itself, and how fast a replay is.
 """
 
+import dataclasses
 import gc
+import itertools
 
 import device_double
 import numpy as np
 import pytest
 from device_double import CUDARuntimeError, install
 from needs import nvrtc
+from PIL import Image
 
 import minires
 from minires import cuda, nn, optim
@@ -495,15 +498,21 @@ def test_graphs_need_a_gpu():
 
 
 def test_a_run_with_graphs_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """Over epochs, with their evaluation in between; on few and small images, as every kernel is interpreted."""
     monkeypatch.setattr("minires.train.start.create_model", lambda *_, **__: nn.Sequential(nn.Flatten(), _few()))
+    rng = np.random.default_rng(0)
+    for split, label, i in itertools.product(("train", "test"), ("a", "b"), range(8)):
+        file = tmp_path / "images" / split / label / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).save(file)
     ends, notes = [], []
     for graphs in (True, False):
         out = tmp_path / str(graphs)
-        recipe = Recipe(dataset="digits", batch_size=512, steps=6, device="cuda", cuda_graphs=graphs, out=str(out))
-        train(recipe, on_note=notes.append)
+        recipe = Recipe(dataset=str(tmp_path / "images"), image_size=4, batch_size=8, steps=12, out=str(out), flip=True)
+        train(dataclasses.replace(recipe, device="cuda", cuda_graphs=graphs), on_note=notes.append)
         ends.append((out / "model.safetensors").read_bytes())
     assert ends[0] == ends[1] and not [text for text in notes if "CUDA graphs" in text]
 
 
 def _few():
-    return nn.Linear(256, 10)
+    return nn.Linear(48, 2)

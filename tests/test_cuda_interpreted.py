@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from minires.kernels import registry
 from minires.kernels.checking import Trial, dtypes_of
+from minires.kernels.conv2d.cuda_shapes import slices_of
 from minires.kernels.cuda import compile as compiler
 from minires.kernels.cuda.launch import Launch, executed_by
 from minires.kernels.interpreter import Fault, run
@@ -83,3 +84,24 @@ def _value(argument):
     from minires.kernels.cuda.launch import by_value
 
     return by_value(argument)
+
+
+@pytest.mark.parametrize("seed", [None, SCHEDULE], ids=["in step", "in bursts"])
+@pytest.mark.parametrize("name", ["wgrad_vectorised", "wgrad_tensor"])
+def test_many_slices_of_a_weight_gradient_are_added_by_several_threads(name, seed):
+    """More pixels than the cases have: at least 16 slices, and several threads for a weight."""
+    kernel = next(k for k in registry.kernels("conv2d_wgrad", "cuda") if k.name == name)
+    about = dict(n=5, c=8, hw=(16, 16), k=8, rs=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
+    assert slices_of(5 * 16 * 16, 1, 32)[0] >= 16 <= slices_of(5 * 16 * 16, 1, 16)[0]
+    result = check_interpreted(kernel, registry.Case("many_slices", about), dtypes_of(kernel)[0], seed)
+    assert result.ok, result
+
+
+@pytest.mark.parametrize("pixels, tiles", [(131072, 2), (802816, 5), (50176, 36), (12544, 144), (12544, 700), (40, 1)])
+def test_slices_cover_all_pixels_and_fill_the_gpu(pixels, tiles):
+    """At layers of ResNet-20 and -50: whole steps, no empty slice, and about as many blocks as run at once, or few
+    more than tiles where these are enough already."""
+    slices, each = slices_of(pixels, tiles, 32)
+    assert each % 32 == 0 and (slices - 1) * each < pixels <= slices * each
+    assert slices == 1 or 200 <= slices * tiles <= 4 * 264
+    assert slices == 1 or tiles < 264

@@ -152,6 +152,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BN == 128 ? 1 : 2)  // it 
 
 // dw[k, c, r, s] = sum over slices of parts[slice, r, s, c, k], for the c < Cg that are no padding
 extern "C" __global__ void __launch_bounds__(256)
-    wgrad_sum_jk(const float* parts, float* dw, const __grid_constant__ Conv z, int slices) {
-  wgrad_sum(parts, slices, z, [=](int i, float sum) { dw[i] = sum; });
+    wgrad_sum_jk(const float* parts, float* dw, const __grid_constant__ Conv z, int slices, int sharers) {
+  wgrad_sum(parts, slices, sharers, z, [=](int i, float sum) { dw[i] = sum; });
 }

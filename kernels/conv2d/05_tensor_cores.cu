@@ -65,6 +65,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
 // dw[k, c, r, s] = sum over slices of parts[slice, r, s, c, k], for the c < Cg that are no padding
 extern "C" __global__ void __launch_bounds__(256)
-    wgrad_sum_jk(const float* parts, T* dw, const __grid_constant__ Conv z, int slices) {
-  wgrad_sum(parts, slices, z, [=](int i, float sum) { dw[i] = narrow<T>(sum); });
+    wgrad_sum_jk(const float* parts, T* dw, const __grid_constant__ Conv z, int slices, int sharers) {
+  wgrad_sum(parts, slices, sharers, z, [=](int i, float sum) { dw[i] = narrow<T>(sum); });
 }

@@ -11,11 +11,11 @@ twice as many products per second as float32 has; elsewhere pairs are widened in
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import njit
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -75,7 +75,7 @@ def follows(y, b=None, z=None, relu=False):
 
 def _convolve(x, w, stride, padding, dilation, *more):
     if x.shape[1] % 2:
-        x, w = _in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        x, w = in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     else:
         x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
@@ -92,29 +92,30 @@ def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
         images, splits = max(1, min(-(-n // 2), _IMAGE_NUMBERS // max(1, x[0].size))), 2
     else:
         images, splits = -(-n // _TASKS), 1
-    at_once = images if splits > 1 else 1
-    _fprop(bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more))
+    at_once, tasks = images if splits > 1 else 1, -(-n // images) * splits if n else 0
+    _fprop(
+        tasks, bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more)
+    )
 
 
-def _in_pairs(x):
+def in_pairs(x):
     """x (N, C, H, W), C odd, as (N, H, W, C + 1): a channel of zeros makes the pairs whole."""
     n, c, h, w = x.shape
     wider = empty((n, h, w, c + 1), x.dtype)
-    _pair_channels(bits(x), wider.view(np.uint32))
+    _pair_channels(n * h, bits(x), wider.view(np.uint32))
     return wider
 
 
-@njit(parallel=True)
-def _pair_channels(x, pairs):
-    for row in prange(x.shape[0] * x.shape[2]):
-        n, h = divmod(np.int64(row), x.shape[2])
-        for j in range(pairs.shape[3] - 1):
-            _pair_pixels(x[n, 2 * j, h], x[n, 2 * j + 1, h], pairs[n, h, :, j])
-        for w in range(x.shape[3]):
-            pairs[n, h, w, pairs.shape[3] - 1] = x[n, x.shape[1] - 1, h, w]
+@parallel()
+def _pair_channels(row, x, pairs):
+    n, h = divmod(row, x.shape[2])
+    for j in range(pairs.shape[3] - 1):
+        _pair_pixels(x[n, 2 * j, h], x[n, 2 * j + 1, h], pairs[n, h, :, j])
+    for w in range(x.shape[3]):
+        pairs[n, h, w, pairs.shape[3] - 1] = x[n, x.shape[1] - 1, h, w]
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _pair_pixels(first, second, pairs):
     for w in range(pairs.size):
         pairs[w] = np.uint32(first[w]) | (np.uint32(second[w]) << np.uint32(16))
@@ -149,36 +150,33 @@ def paired(w, turned):
     panels = pack(cast(w, np.float32), turned)
     *shape, c, width = panels.shape
     pairs = empty((*shape, c // 2, width), np.uint32)
-    _pair_up(panels.view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
+    _pair_up(pairs.size // width, panels.view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
     return pairs
 
 
-@njit(parallel=True)
-def _pair_up(numbers, pairs):
-    for i in prange(len(pairs)):
-        _pair_rows(numbers[np.int64(i), 0], numbers[np.int64(i), 1], pairs[np.int64(i)])
+@parallel()
+def _pair_up(i, numbers, pairs):
+    _pair_rows(numbers[i, 0], numbers[i, 1], pairs[i])
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _pair_rows(first, second, pairs):
     for l in range(pairs.size):
         pairs[l] = (first[l] >> np.uint32(16)) | (second[l] & np.uint32(0xFFFF0000))
 
 
-@njit(parallel=True)
-def _fprop(x, panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, bias, z, add, floor):
-    groups = (x.shape[0] + images - 1) // images
-    for task in prange(groups * splits):
-        part, group = divmod(np.int64(task), groups)
-        first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
-        start, stop = group * images, min((group + 1) * images, x.shape[0])
-        _fprop_images(
-            x[start:stop], panels, first, last, y[start:stop], taps, rows, stride, padding, dilation, at_once,
-            bias, z[start:stop], add, floor,
-        )  # fmt: skip
+@parallel()
+def _fprop(task, x, panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, bias, z, add, floor):
+    part, group = divmod(task, (x.shape[0] + images - 1) // images)
+    first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
+    start, stop = group * images, min((group + 1) * images, x.shape[0])
+    _fprop_images(
+        x[start:stop], panels, first, last, y[start:stop], taps, rows, stride, padding, dilation, at_once,
+        bias, z[start:stop], add, floor,
+    )  # fmt: skip
 
 
-@njit()
+@helper()
 def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilation, at_once, bias, z, add, floor):
     """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
     n, h, w, c = x.shape
@@ -195,7 +193,7 @@ def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilati
         _images(seen[: j - i], panels, first, last, y[i:j], rows, stride, dilation, bias, z[i:j], add, floor)
 
 
-@njit()
+@helper()
 def _pad(x, seen, padding):
     """Copy images into the middle of `seen`, whose border is zero."""
     n, h_size, w_size, _ = x.shape
@@ -203,10 +201,10 @@ def _pad(x, seen, padding):
     if left < right:
         for i in range(n):
             for h in range(min(h_size, seen.shape[1] - padding[0])):
-                _copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
+                copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
 
 
-@njit()
+@helper()
 def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
     (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
     c, size = x.shape[3], 2
@@ -227,8 +225,8 @@ def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, flo
                 )  # fmt: skip
 
 
-@njit(inline=True)
-def _copy_run(source, target):
+@helper(inline=True)
+def copy_run(source, target):
     """target = source[:target.size], of which whole vectors by vectors."""
     whole = target.size // (2 * LANES) * LANES  # pairs
     copy(source.ctypes.data, target.ctypes.data, whole, np.float32)

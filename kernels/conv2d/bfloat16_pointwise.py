@@ -9,10 +9,10 @@ first-level cache (the other order took 1.3 times as long).
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
-from ..cpu.jit import njit
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
 from ..kept import kept
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -104,20 +104,19 @@ def _multiply(x, panels, y, *more):
     rows = tile_rows(len(x), panels.shape[2])
     # Blocks of pixels, and groups of panels, of almost the same size.
     blocks = max(1, len(x) // max(rows, min(448, _PIXELS // c // rows * rows)))
-    groups = -(-panels.size * 2 // _FILTERS)
-    _multiply_blocks(x, panels, y, rows, blocks, min(groups, len(panels)), bias, z, add, floor)
+    groups = min(len(panels), -(-panels.size * 2 // _FILTERS))
+    _multiply_blocks(blocks * groups, x, panels, y, rows, blocks, groups, bias, z, add, floor)
 
 
-@njit(parallel=True)
-def _multiply_blocks(x, panels, y, rows, blocks, groups, bias, z, add, floor):
-    for task in prange(blocks * groups):
-        b, g = divmod(np.int64(task), groups)
-        pixels = len(x) * b // blocks, len(x) * (b + 1) // blocks
-        filters = len(panels) * g // groups, len(panels) * (g + 1) // groups
-        _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor)
+@parallel()
+def _multiply_blocks(task, x, panels, y, rows, blocks, groups, bias, z, add, floor):
+    b, g = divmod(task, groups)
+    pixels = len(x) * b // blocks, len(x) * (b + 1) // blocks
+    filters = len(panels) * g // groups, len(panels) * (g + 1) // groups
+    _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor)
 
 
-@njit()
+@helper()
 def _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor):
     (_, steps, width), k, size = panels.shape, y.shape[1], 2
     for j in range(filters[0], filters[1]):

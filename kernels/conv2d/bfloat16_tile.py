@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import load_bfloat16, store_bfloat16
 from ..cpu.features import has_bfloat16_products
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import INT64, PairTile, lanes, literal
 from .epilogue import raised
 
@@ -114,7 +114,7 @@ def _places(tile: PairTile, base: Any, row: Any, index: Any) -> list[Any]:
     return [builder.add(start, ir.Constant(INT64, v * tile.width * 2)) for v in range(tile.vectors)]
 
 
-@njit()
+@helper()
 def tile(rows, a, a_row, a_outer, b, b_outer, y, y_row, steps, outer, bias, z, z_row, add, floor, count):
     """`multiply_pairs_then` with so many rows; see `tile_rows`."""
     if rows == 16:

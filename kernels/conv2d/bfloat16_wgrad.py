@@ -3,23 +3,31 @@
 dw[r, s, c, k] = sum over pairs j of seen[r, s, j, c, 0] * dy[j, k, 0] + seen[r, s, j, c, 1] * dy[j, k, 1]
 
 direct    few channels: image by image; dy interleaved (P, Q/2, K, 2), and for each column s of the filter the rows
-          that its taps see (H, S, Q/2, C, 2)
+          that its taps see (H, S, Q/2, C, 2), of which columns two pixels apart share theirs; with less than a vector
+          of channels (a stem's 3), a filter's row is one such column, of S*C channels
 parts     many channels, small images, where dw is larger than an image: a task owns a part of dw, over the pixels
           of all images (wgrad_kernels.py)
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import helper, njit
-from ..cpu.microkernel import lanes, multiply_pairs_2d
+from ..cpu.jit import helper
+from ..cpu.microkernel import INT64, lanes, multiply_pairs_2d
 from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
+from .bfloat16_kernels import copy_run, in_pairs
 from .packing import panel_width
 from .problem import CONV2D_WGRAD
 from .wgrad_kernels import unpack
@@ -27,12 +35,16 @@ from .wgrad_kernels import unpack
 _ROWS, _NARROW_ROWS = 8, 16  # of a tile of two vectors, and of one: as many sums under way
 _LANES = lanes(np.float32)
 _PARTIALS = 1 << 24  # numbers that the partial sums may take
-_CHANNELS, _PAIRS, _PANELS = 64, 128, 4  # channels and panels of a task, pairs of its blocks
+_CHANNELS, _PAIRS, _PANELS = 64, 128, 8  # channels and panels of a task, pairs of its blocks
 _SMALL_IMAGE, _LARGE_DW = 196, 1 << 16  # pixels of dy, and numbers of dw: measured on ResNet's layers
 
 
 def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return groups == 1 and dilation[1] == 1 and dy.shape[1] % _LANES == 0 and x.shape[1] % _LANES == 0 and dy.size > 0
+    return groups == 1 and dilation[1] == 1 and dy.shape[1] % _LANES == 0 and x.size > 0 and dy.size > 0
+
+
+def _parts_supports(x, dy, **params):
+    return _wgrad_supports(x, dy, **params) and x.shape[1] % _LANES == 0
 
 
 @kernel(
@@ -44,13 +56,16 @@ def _wgrad_supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     note="products of pairs of pixels: dy and what the taps see, interleaved",
 )
 def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    x, dy, (r, s) = bits(to_nhwc(x)), bits(to_nhwc(dy)), kernel_hw
-    (n, _, _, k), c = dy.shape, x.shape[3]
+    (c, k), (r, s) = (x.shape[1], dy.shape[1]), kernel_hw
+    x, dy = bits(in_pairs(x) if c % 2 else to_nhwc(x)), bits(to_nhwc(dy))
+    columns, deep = (s, x.shape[3]) if c % _LANES == 0 else (1, s * x.shape[3])
+    wide = -(-deep // _LANES) * _LANES  # the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
-    splits = max(1, min(n, 16, _PARTIALS // (r * s * c * k)))
-    partial = np.zeros((splits, r, s * c, k), np.float32)
+    splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
+    partial = np.zeros((splits, r, columns, wide, k), np.float32)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
-    return _rounded(partial.sum(0).reshape(r, s, c, k))
+    total = partial.sum(0)[:, :, :deep].reshape(r, s, x.shape[3], k)
+    return _rounded(np.ascontiguousarray(total[:, :, :c]))
 
 
 @parallel()
@@ -63,49 +78,79 @@ def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
 
 @helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
-    (h_size, _, c), (p_size, q_size, k), r_size = x.shape, dy.shape, dw.shape[0]
+    (p_size, q_size, k), (r_size, columns, c, _) = dy.shape, dw.shape
     pairs = (q_size + 1) // 2
-    upstream = np.empty((p_size, pairs, k), np.uint32)
-    for p in range(p_size):
-        _interleave(dy[p], upstream[p], 0, 1)
+    upstream = _interleaved(dy, (0, 0), p_size, 1, pairs, k, 1)
+    # At stride 1 columns two pixels apart see the same pairs, one further on.
+    shared = stride[1] == 1 and columns > 1
+    versions, more = (2, (columns - 1) // 2) if shared else (columns, 0)
     height = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1
-    seen = np.empty((height, taps, pairs, c), np.uint32)
-    for i in range(height):
-        h = i - padding[0]
-        if 0 <= h < h_size:
-            for s in range(taps):
-                _interleave(x[h], seen[i, s], s - padding[1], stride[1])
-        else:
-            seen[i] = 0
+    seen = _interleaved(x, padding, height, versions, pairs + more, c, stride[1])
     wide = k % (2 * _LANES) == 0
     width, tile_rows = (2 * _LANES, _ROWS) if wide else (_LANES, _NARROW_ROWS)
-    line = taps * pairs * c
-    for r in range(r_size):
-        for s in range(taps):
-            for i in range(0, c, tile_rows):
-                a = seen[r * dilation, s, 0, i:].ctypes.data
-                for j in range(0, k, width):
-                    b, out = upstream[0, 0, j:].ctypes.data, dw[r, s * c + i, j:].ctypes.data
-                    if wide:
-                        multiply_pairs_2d(
-                            a, 1, c, stride[0] * line, b, k, pairs * k,
-                            out, k, pairs, p_size, True, _ROWS, 2, dw.dtype,
-                        )  # fmt: skip
-                    else:
-                        multiply_pairs_2d(
-                            a, 1, c, stride[0] * line, b, k, pairs * k,
-                            out, k, pairs, p_size, True, _NARROW_ROWS, 1, dw.dtype,
-                        )  # fmt: skip
+    line = versions * (pairs + more) * c
+    for p in range(0, p_size, _PAIRS // pairs + 1):  # rows that stay in the first-level cache for all taps
+        rows = min(_PAIRS // pairs + 1, p_size - p)
+        for r in range(r_size):
+            for s in range(columns):
+                version, ahead = (s % 2, s // 2) if shared else (s, 0)
+                for i in range(0, c, tile_rows):
+                    a = seen[p * stride[0] + r * dilation, version, ahead, i:].ctypes.data
+                    for j in range(0, k, width):
+                        b, out = upstream[p, 0, 0, j:].ctypes.data, dw[r, s, i, j:].ctypes.data
+                        if wide:
+                            multiply_pairs_2d(
+                                a, 1, c, stride[0] * line, b, k, pairs * k,
+                                out, k, pairs, rows, True, _ROWS, 2, dw.dtype,
+                            )  # fmt: skip
+                        else:
+                            multiply_pairs_2d(
+                                a, 1, c, stride[0] * line, b, k, pairs * k,
+                                out, k, pairs, rows, True, _NARROW_ROWS, 1, dw.dtype,
+                            )  # fmt: skip
 
 
 @helper()
-def _interleave(row, pairs, first, stride):
-    """pairs[j, c] = row[first + 2 j stride, c] and the pixel `stride` further, zeros outside of the row (W, C)."""
-    for j in range(pairs.shape[0]):
-        left = first + 2 * j * stride
-        right = left + stride
-        has_left, has_right = 0 <= left < row.shape[0], 0 <= right < row.shape[0]
-        _pair(row[left if has_left else 0], row[right if has_right else 0], has_left, has_right, pairs[j])
+def _interleaved(x, padding, height, versions, pairs, c, stride):
+    """seen[i, v, j, :c]: of row i of x, padded, what begins at pixel 2 j stride + v, and `stride` pixels further."""
+    h_size, w_size, deep = x.shape
+    line = np.zeros((2 * pairs * stride + versions + padding[1]) * deep + c, x.dtype)
+    first = min(line.size, padding[1] * deep)
+    row = line[first : min(line.size, first + w_size * deep)]
+    seen = np.empty((height, versions, pairs, c), np.uint32)
+    for i in range(height):
+        h = i - padding[0]
+        if 0 <= h < h_size:
+            copy_run(x[h].reshape(-1), row)
+            for v in range(versions):
+                for j in range(pairs):
+                    a = line.ctypes.data + (2 * j * stride + v) * deep * 2
+                    interleave(a, a + stride * deep * 2, seen[i, v, j].ctypes.data, c)
+        else:
+            seen[i] = 0
+    return seen
+
+
+@intrinsic
+def interleave(typing_context, first, second, pairs, count):
+    """pairs[l] = (first[l], second[l]) of 16 bits each, for a whole number of vectors; addresses."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        narrow, wide = (ir.VectorType(ir.IntType(size), _LANES) for size in (16, 32))
+        zero, step = ir.Constant(INT64, 0), ir.Constant(INT64, _LANES)
+        with cgutils.for_range_slice(builder, zero, args[3], step, intp=INT64) as (l, _):
+            at = builder.mul(l, ir.Constant(INT64, 2))
+            halves = []
+            for base in args[:2]:
+                value = builder.load(builder.inttoptr(builder.add(base, at), narrow.as_pointer()))
+                value.align = 2
+                halves.append(builder.zext(value, wide))
+            both = builder.or_(halves[0], builder.shl(halves[1], ir.Constant(wide, [16] * _LANES)))
+            place = builder.add(args[2], builder.mul(l, ir.Constant(INT64, 4)))
+            builder.store(both, builder.inttoptr(place, wide.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), emit
 
 
 def _parts_rank(x, dy, *, kernel_hw, **_):
@@ -117,7 +162,7 @@ def _parts_rank(x, dy, *, kernel_hw, **_):
     CONV2D_WGRAD,
     device="cpu",
     step=5,
-    supports=_wgrad_supports,
+    supports=_parts_supports,
     rank=_parts_rank,
     dtypes=("bfloat16",),
     note="tasks own parts of dw, over pairs of pixels of all images",
@@ -150,9 +195,10 @@ def _split(j, dy, panels):
 
 @helper()
 def _split_panel(dy, panel, first):
+    zeros = np.zeros(panel.shape[1], dy.dtype)
     for i in range(panel.shape[0]):
-        has_second = 2 * i + 1 < dy.shape[0]
-        _pair(dy[2 * i, first:], dy[2 * i + has_second, first:], True, has_second, panel[i])
+        second = dy[2 * i + 1, first:] if 2 * i + 1 < dy.shape[0] else zeros
+        interleave(dy[2 * i, first:].ctypes.data, second.ctypes.data, panel[i].ctypes.data, panel.shape[1])
 
 
 @parallel()
@@ -194,25 +240,22 @@ def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
 @helper()
 def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
     """seen[i, c]: what a tap sees at the output pixels of pair start + i; zeros outside x."""
-    last = channel + seen.shape[1]
-    for i in range(count):
-        n, h, w, first = _place(x, 2 * (start + i), pixels, p, q, stride, top, left)
-        m, g, v, second = _place(x, 2 * (start + i) + 1, pixels, p, q, stride, top, left)
-        _pair(x[n, h, w, channel:last], x[m, g, v, channel:last], first, second, seen[i])
-
-
-@njit(inline=True)
-def _place(x, pixel, pixels, p, q, stride, top, left):
-    """Where in x the tap of an output pixel lies, and whether it does; somewhere in x where it does not."""
-    n, at = divmod(min(pixel, pixels - 1), p * q)
-    h, w = at // q * stride[0] + top, at % q * stride[1] + left
-    inside = pixel < pixels and 0 <= h < x.shape[1] and 0 <= w < x.shape[2]
-    return n, h if inside else 0, w if inside else 0, inside
-
-
-@njit(inline=True)
-def _pair(first, second, has_first, has_second, pairs):
-    """pairs[l] = (first[l], second[l]), zeros for what there is not."""
-    low, high = np.uint32(0xFFFF if has_first else 0), np.uint32(0xFFFF if has_second else 0)
-    for l in range(pairs.size):
-        pairs[l] = (np.uint32(first[l]) & low) | ((np.uint32(second[l]) & high) << np.uint32(16))
+    zeros = np.zeros(seen.shape[1], x.dtype)
+    nothing = zeros.ctypes.data
+    n, at = divmod(2 * start, p * q)
+    row, column = divmod(at, q)
+    places = (nothing, nothing)
+    for i in range(2 * count):
+        h, w = row * stride[0] + top, column * stride[1] + left
+        inside = 2 * start + i < pixels and 0 <= h < x.shape[1] and 0 <= w < x.shape[2]
+        place = nothing
+        if inside:
+            place = x.ctypes.data + (((n * x.shape[1] + h) * x.shape[2] + w) * x.shape[3] + channel) * x.itemsize
+        places = (places[1], place)
+        if i % 2:
+            interleave(places[0], places[1], seen[i // 2].ctypes.data, seen.shape[1])
+        column += 1
+        if column == q:
+            column, row = 0, row + 1
+            if row == p:
+                row, n = 0, n + 1

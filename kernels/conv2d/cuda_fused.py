@@ -15,7 +15,7 @@ from ..cuda.launch import SM_80, STORED_AS, Function, Launch, blocks, launch
 from ..memory import empty, namespace, to_nhwc
 from ..registry import HALVES, kernel
 from .cuda_kernels import krsc
-from .cuda_shapes import dense, dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
+from .cuda_shapes import add_slices, dense, dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
 from .cuda_tensor_cores import LINE, MOST_TAPS, ROWS, STAGES, WIDTHS, sum_functions
 from .cuda_vectorised import aligned, filled, width
 from .fused_problem import CONV2D_NORM_ACT_DGRAD, CONV2D_NORM_ACT_FPROP, CONV2D_NORM_ACT_WGRAD
@@ -86,8 +86,7 @@ def _register(suffix: str, dtypes: tuple[str, ...], split: int, **about: Any) ->
         args = (*images, _activations(dy), _activations(y), _dense(f), parts, s.z, pixels)
         function = wgrad_functions[x.dtype.name, columns]
         launch(Launch(function, (tiles, slices), (256,), args, _shared(ROWS + 2 * columns)))
-        total = add_up[x.dtype.name, columns]
-        launch(Launch(total, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
+        add_slices(add_up[x.dtype.name, columns], parts, s, slices)
         return s.result
 
     def register(problem: Any, fn: Any, supports: Any, **more: Any) -> None:

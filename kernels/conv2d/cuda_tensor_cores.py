@@ -16,7 +16,7 @@ from ..cuda.launch import SM_80, STORED_AS, Function, Launch, blocks, launch
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .cuda_kernels import krsc
-from .cuda_shapes import dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
+from .cuda_shapes import add_slices, dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
 from .cuda_vectorised import aligned, filled, width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 
@@ -85,8 +85,7 @@ def _register(suffix: str, dtypes: tuple[str, ...], split: int = 1, **about: Any
         parts = empty((slices, weights, s["K"]), "float32", x)
         args = (filled(to_nhwc(x), s["C"]), aligned(to_nhwc(dy)), parts, s.z, pixels)
         _run(wgrad_functions[x.dtype.name, columns], (tiles, slices), args, columns)
-        total = add_up[x.dtype.name, columns]
-        launch(Launch(total, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
+        add_slices(add_up[x.dtype.name, columns], parts, s, slices)
         return s.result
 
     def register(problem, fn, axis):

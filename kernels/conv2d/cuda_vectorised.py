@@ -8,7 +8,7 @@ from ..cuda.launch import Function, Launch, blocks, launch
 from ..memory import empty, namespace, to_nhwc
 from ..registry import kernel
 from .cuda_kernels import krsc
-from .cuda_shapes import dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
+from .cuda_shapes import add_slices, dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 
 _SOURCE = Path(__file__).with_name("04_vectorised.cu")
@@ -66,7 +66,7 @@ def wgrad_vectorised(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     parts = empty((slices, weights, s["K"]), x.dtype, x)
     args = (filled(to_nhwc(x), s["C"]), aligned(to_nhwc(dy)), parts, s.z, pixels)
     launch(Launch(_WGRAD[columns], (tiles, slices), (256,), args))
-    launch(Launch(_WGRAD_SUM, (blocks(s.memory.size, 256),), (256,), (parts, s.memory, s.z, slices)))
+    add_slices(_WGRAD_SUM, parts, s, slices)
     return s.result
 
 

@@ -69,24 +69,91 @@ def multiply_tile_then(
         a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, bias, z, z_row, add, floor = args[:16]
         tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
-        with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(INT64, 0))):
-            for v in range(tile.vectors):
-                shift = tile.load(tile.at(bias, v * tile.width), tile.vector)
-                for row in tile.slots:
-                    builder.store(builder.fadd(builder.load(row[v]), shift), row[v])
-            with builder.if_then(add):
-                for i, row in enumerate(tile.slots):
-                    for v, slot in enumerate(row):
-                        skip = tile.load(tile.at(tile.at(z, i, z_row), v * tile.width), tile.vector)
-                        builder.store(builder.fadd(builder.load(slot), skip), slot)
-            least = tile.broadcast(floor)
-            for row in tile.slots:
-                for slot in row:
-                    builder.store(raised(tile, builder.load(slot), least), slot)
+        skips = [tile.at(z, i, z_row) for i in range(tile.rows)]
+        _finish(tile, bias, skips, add, floor)
         tile.write(c, c_row, cgutils.false_bit)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 14, types.boolean, dtype.dtype, rows, vectors, dtype), emit
+
+
+def _finish(tile: Tile, bias: Any, skips: list[Any], add: Any, floor: Any) -> None:
+    """The epilogue of a tile's accumulators; skips: the addresses of its rows of z."""
+    builder = tile.builder
+    with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(INT64, 0))):
+        for v in range(tile.vectors):
+            shift = tile.load(tile.at(bias, v * tile.width), tile.vector)
+            for row in tile.slots:
+                builder.store(builder.fadd(builder.load(row[v]), shift), row[v])
+        with builder.if_then(add):
+            for skip, row in zip(skips, tile.slots, strict=True):
+                for v, slot in enumerate(row):
+                    z = tile.load(tile.at(skip, v * tile.width), tile.vector)
+                    builder.store(builder.fadd(builder.load(slot), z), slot)
+        least = tile.broadcast(floor)
+        for row in tile.slots:
+            for slot in row:
+                builder.store(raised(tile, builder.load(slot), least), slot)
+
+
+@intrinsic
+def multiply_gathered_then(
+    typing_context,
+    a,
+    b,
+    targets,
+    column,
+    steps,
+    accumulate,
+    ahead,
+    bias,
+    skip,
+    add,
+    floor,
+    row,
+    rows,
+    vectors,
+    dtype,
+):
+    """A tile whose rows of A lie `row` numbers apart (a literal: all rows have one address), and of C anywhere, with
+    an epilogue.
+
+    targets: where the addresses of the rows of C are; column: the bytes from there to the tile. B: the steps follow
+    one another. Adds to C first, where `accumulate`. ahead: from this address on a line of memory is asked for at each
+    step, for later; none where it is 0. bias: of what belongs to the tile's first column; nothing follows
+    where it is 0. skip: the bytes from C to z. Rows may be the same, if their A is, too: all is read before the first
+    is written.
+    """
+    if not literal(row, rows, vectors):
+        return None  # Numba asks again with literal types
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        a, b, targets, column, steps, accumulate, ahead, bias, skip, add, floor = args[:11]
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        places = []
+        for i in range(tile.rows):
+            target = builder.inttoptr(builder.add(targets, ir.Constant(INT64, 8 * i)), INT64.as_pointer())
+            places.append(builder.add(builder.load(target), column))
+        # The lines are on their way while the sum is formed: to wait for them at its end cost a tenth of the time.
+        for place in places:
+            for v in range(tile.vectors):
+                tile.prefetch(tile.at(place, v * tile.width), True)
+        step, zero, one = (ir.Constant(INT64, n) for n in (tile.vectors * tile.width, 0, 1))
+        line = builder.select(builder.icmp_signed("!=", ahead, zero), ir.Constant(INT64, 64), zero)
+        near = builder.select(builder.icmp_signed("!=", ahead, zero), ahead, a)
+
+        def ask(k: Any) -> None:
+            tile.prefetch(builder.add(near, builder.mul(k, line)), False)
+
+        tile.multiply(a, ir.Constant(INT64, row.literal_value), one, zero, b, step, zero, steps, one, ask)
+        with builder.if_then(accumulate):
+            tile.add_rows(places)
+        _finish(tile, bias, [builder.add(place, skip) for place in places], add, floor)
+        tile.write_rows(places)
+        return context.get_dummy_value()
+
+    kinds = [*[types.int64] * 5, types.boolean, *[types.int64] * 3, types.boolean, dtype.dtype]
+    return types.void(*kinds, row, rows, vectors, dtype), emit
 
 
 @intrinsic

@@ -88,6 +88,9 @@ def _pack(j, w, turned, panels):
 def _pack_panel(w, turned, j, panel):
     r_size, s_size, inputs, width = panel.shape
     rs = r_size * s_size
+    if rs == 1 and inputs % (_VECTOR_BYTES // w.itemsize) == 0:  # what `read_taps` makes is the panel, and no more
+        read_taps(w, turned, j * width, 0, inputs, width, panel.reshape(-1))
+        return
     taps = aligned((inputs * rs + _VECTOR_BYTES // w.itemsize) * width, w)
     read_taps(w, turned, j * width, 0, inputs, width, taps)
     size = w.itemsize

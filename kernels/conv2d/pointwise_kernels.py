@@ -1,105 +1,76 @@
-"""1x1 convolution on the CPU: a product of matrices, pixels x channels times channels x filters, without any patches.
+"""1x1 convolution on the CPU: a product of matrices, pixels x channels times channels x filters.
 
     fprop   y[pixel, k] = sum over c of x[pixel, c] * w[k, c]
     dgrad   dx[pixel, c] = sum over k of dy[pixel, k] * w[k, c]
 
-At a stride the pixels that are seen are gathered first (and dx is zero at the others).
+At a stride only the pixels that are seen are read (and dx is zero at the others).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
-from .epilogue import epilogue, multiply_tile_then
+from .epilogue import epilogue
+from .gathered import multiply_gathered
 from .packing import pack
-from .problem import CONV2D_DGRAD, CONV2D_FPROP
+from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
-_ROWS = 8  # of a tile
-_CACHE_NUMBERS = 1 << 17  # pixels times channels of a block, which meet one panel of filters after the other
-_VECTOR_BYTES = simd().vector_bytes
+_ONE_TAP = np.zeros(1, np.int64)  # where it looks
 
 
 def fprop_supports(x, w, *, stride, padding, dilation, groups):
-    pixels = x.shape[0] * -(-x.shape[2] // stride[0]) * -(-x.shape[3] // stride[1])
-    return _pointwise(w, padding, groups) and w.shape[0] % lanes(x.dtype) == 0 and pixels >= _ROWS
+    return _pointwise(w, padding, groups) and x.size > 0
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[1] % lanes(dy.dtype) == 0
-    return _pointwise(w, padding, groups) and whole and dy.size // dy.shape[1] >= _ROWS
+    return _pointwise(w, padding, groups) and dy.size > 0
 
 
 def _pointwise(w, padding, groups):
-    return groups == 1 and w.shape[2:] == (1, 1) and padding == (0, 0)
+    whole = w.shape[0] % lanes(w.dtype) == 0 and w.shape[1] % lanes(w.dtype) == 0
+    return groups == 1 and w.shape[2:] == (1, 1) and padding == (0, 0) and whole
 
 
-@kernel(CONV2D_FPROP, device="cpu", step=5, supports=fprop_supports, note="1x1: a product of matrices, read in place")
+@kernel(CONV2D_FPROP, device="cpu", step=5, supports=fprop_supports, note="1x1: a product of matrices, without patches")
 def fprop_pointwise(x, w, *, stride, padding, dilation, groups):
     return convolve_pointwise(x, w, stride)
 
 
 def convolve_pointwise(x, w, stride, *follows):
     """fprop, and after it what `follows`: b, z and relu of `epilogue`."""
-    x = np.ascontiguousarray(to_nhwc(x)[:, :: stride[0], :: stride[1]])
-    y, memory = empty_nhwc(x.shape[0], w.shape[0], *x.shape[1:3], x.dtype)
-    _multiply(x, pack(w, False), memory, *follows)
+    x, one = to_nhwc(x), (1, 1)
+    y, memory = empty_nhwc(x.shape[0], w.shape[0], *out_hw(x.shape[1:3], one, stride, (0, 0), one), x.dtype)
+    multiply_gathered(x, pack(w, False), memory, _ONE_TAP, _ONE_TAP, stride, *epilogue(memory, *follows))
     return y
 
 
-@kernel(CONV2D_DGRAD, device="cpu", step=5, supports=_dgrad_supports, note="1x1: a product of matrices, read in place")
+@kernel(
+    CONV2D_DGRAD, device="cpu", step=5, supports=_dgrad_supports, note="1x1: a product of matrices, without patches"
+)
 def dgrad_pointwise(dy, w, *, stride, padding, dilation, groups, input_hw):
-    dy, c = to_nhwc(dy), w.shape[1]
-    dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    if stride == (1, 1):
-        _multiply(dy, pack(w, True), memory)
-    else:
-        seen = empty((*dy.shape[:3], c), dy.dtype)
-        _multiply(dy, pack(w, True), seen)
-        memory[...] = 0
-        memory[:, :: stride[0], :: stride[1]] = seen
+    dy = to_nhwc(dy)
+    dx, memory = empty_nhwc(dy.shape[0], w.shape[1], *input_hw, dy.dtype)
+    if stride != (1, 1):
+        _clear_unseen(memory.shape[0] * memory.shape[1], memory, stride)
+    seen = memory[:, :: stride[0], :: stride[1]]
+    multiply_gathered(dy, pack(w, True), seen, _ONE_TAP, _ONE_TAP, (1, 1), *epilogue(seen))
     return dx
 
 
-def _multiply(x, panels, y, *follows):
-    """y (..., K) = x (..., C) times the panels of filters, and what `follows`."""
-    c = x.shape[-1]
-    bias, z, add, floor = epilogue(y, *follows)
-    x, panels, y, z = (
-        x.reshape(-1, c),
-        panels.reshape(len(panels), c, -1),
-        *(a.reshape(-1, a.shape[-1]) for a in (y, z)),
-    )
-    # Blocks of almost the same size, none smaller than a tile.
-    blocks = max(1, len(x) // max(_ROWS, min(512, _CACHE_NUMBERS // c // _ROWS * _ROWS)))
-    _multiply_blocks(blocks, x, panels, y, blocks, bias, z, add, floor)
-
-
 @parallel()
-def _multiply_blocks(b, x, panels, y, blocks, bias, z, add, floor):
-    first, last = len(x) * b // blocks, len(x) * (b + 1) // blocks
-    _multiply_block(x, panels, y, first, last, bias, z, add, floor)
+def _clear_unseen(row, dx, stride):
+    n, h = divmod(row, dx.shape[1])
+    _clear_row(dx[n, h], 1 if h % stride[0] else stride[1])
 
 
 @helper()
-def _multiply_block(x, panels, y, first, last, bias, z, add, floor):
-    (n_panels, c, width), k, size = panels.shape, y.shape[1], x.itemsize
-    for j in range(n_panels):
-        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * size if bias.size > 0 else 0
-        for i in range(first, last, _ROWS):
-            i = min(i, last - _ROWS)  # the last tile computes some rows again
-            a, at = x.ctypes.data + i * c * size, (i * k + j * width) * size
-            out, skip = y.ctypes.data + at, z.ctypes.data + at
-            if width * size > _VECTOR_BYTES:
-                multiply_tile_then(
-                    a, c, 1, 0, w, width, 0, out, k, c, 1, shift, skip, k, add, floor, _ROWS, 2, x.dtype
-                )  # fmt: skip
-            else:
-                multiply_tile_then(
-                    a, c, 1, 0, w, width, 0, out, k, c, 1, shift, skip, k, add, floor, _ROWS, 1, x.dtype
-                )  # fmt: skip
+def _clear_row(row, stride):
+    """Zeros in all of its pixels, or but for every stride-th."""
+    for w in range(row.shape[0]):
+        if stride == 1 or w % stride:
+            row[w] = 0

@@ -133,7 +133,6 @@ class _ChooseLibrary(AnalysisPass):
 
     def run_pass(self, state: Any) -> bool:
         state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()
         return True
 
 
@@ -155,36 +154,37 @@ def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable]
     """
     if inline:
         return helper(inline=True)
-    return _compiled({"parallel": parallel, "no_cfunc_wrapper": True})
+    return _compiled(cache=True, parallel=parallel)
 
 
 def helper(*, inline: bool = False) -> Callable[[Callable], Any]:
     """`njit` for a function that only compiled code calls: Python cannot, as nothing is made for it to call.
 
     Numba would optimise and translate such a function by itself, and again as a part of each caller: half of all the
-    time that compiling takes. inline: put it into the caller's loop.
+    time that compiling takes. It is kept on disk as a part of them. inline: put it into the caller's loop.
     """
-    options = {"pipeline_class": _HelperCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return _compiled(options | ({"forceinline": True} if inline else {}))
+    options: dict[str, Any] = {"forceinline": True} if inline else {}
+    return _compiled(cache=False, pipeline_class=_HelperCompiler, no_cpython_wrapper=True, **options)
 
 
-def _compiled(options: dict[str, Any]) -> Callable[[Callable], Any]:
+def _compiled(*, cache: bool, **options: Any) -> Callable[[Callable], Any]:
     def decorate(fn: Callable) -> Any:
         folder = cache_folder()
         saved = config.CACHE_DIR
         config.CACHE_DIR = folder or saved
         try:
             dispatcher = numba.njit(
-                cache=folder is not None,
+                cache=cache and folder is not None,
                 nogil=True,
                 boundscheck=False,
                 error_model="numpy",
                 fastmath=FASTMATH,
+                no_cfunc_wrapper=True,
                 **options,
             )(fn)
         finally:
             config.CACHE_DIR = saved
-        if folder is not None:
+        if cache and folder is not None:
             file = dispatcher._cache._cache_file
             file._data_name = functools.partial(_unique, fn.__name__)
         return dispatcher

@@ -187,13 +187,15 @@ class Tile(Emitter):
             for slot in row:
                 builder.store(ir.Constant(self.vector, [0.0] * self.width), slot)
 
-    def multiply(self, a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer) -> None:
-        """Add the products of all steps to the accumulators."""
+    def multiply(self, a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer, ahead=None) -> None:
+        """Add the products of all steps to the accumulators. ahead: emits what else is to be done at a step."""
         builder = self.builder
         with cgutils.for_range(builder, outer, intp=INT64) as o:
             a_run, b_run = self.at(a, o.index, a_outer), self.at(b, o.index, b_outer)
             with cgutils.for_range(builder, steps, intp=INT64) as k:
                 column_of_a, row_of_b = self.at(a_run, k.index, a_step), self.at(b_run, k.index, b_step)
+                if ahead is not None:
+                    ahead(k.index)
                 vectors_of_b = [self.load(self.at(row_of_b, v * self.width), self.vector) for v in range(self.vectors)]
                 for i in range(self.rows):
                     x = self.broadcast(self.load(self.at(column_of_a, i, a_row), self.scalar))
@@ -207,17 +209,31 @@ class Tile(Emitter):
 
     def write(self, c, c_row, accumulate) -> None:
         """Write the accumulators to C, or add them to it."""
-        builder = self.builder
-        places = [
-            [self.at(self.at(c, i, c_row), v * self.width) for v in range(self.vectors)] for i in range(self.rows)
-        ]
-        with builder.if_then(accumulate):
-            for slots, addresses in zip(self.slots, places, strict=True):
-                for slot, address in zip(slots, addresses, strict=True):
-                    builder.store(builder.fadd(builder.load(slot), self.load(address, self.vector)), slot)
-        for slots, addresses in zip(self.slots, places, strict=True):
-            for slot, address in zip(slots, addresses, strict=True):
-                self.store(builder.load(slot), address)
+        rows = [self.at(c, i, c_row) for i in range(self.rows)]
+        with self.builder.if_then(accumulate):
+            self.add_rows(rows)
+        self.write_rows(rows)
+
+    def prefetch(self, address, write: bool) -> None:
+        """Ask for the line of this address, to be read or written."""
+        builder, pointer = self.builder, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        hints = [ir.Constant(_INT32, hint) for hint in (int(write), 3, 1)]  # near, data
+        builder.call(function, [builder.inttoptr(address, pointer), *hints])
+
+    def add_rows(self, rows) -> None:
+        """Add C, whose rows are at these addresses, to the accumulators."""
+        for slots, row in zip(self.slots, rows, strict=True):
+            for v, slot in enumerate(slots):
+                c = self.load(self.at(row, v * self.width), self.vector)
+                self.builder.store(self.builder.fadd(self.builder.load(slot), c), slot)
+
+    def write_rows(self, rows) -> None:
+        """Write the accumulators to the rows at these addresses."""
+        for slots, row in zip(self.slots, rows, strict=True):
+            for v, slot in enumerate(slots):
+                self.store(self.builder.load(slot), self.at(row, v * self.width))
 
 
 class PairTile(Tile):

@@ -13,7 +13,6 @@ see them, and ask Numba's pool (OpenMP, TBB or its own) for the calls.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +38,7 @@ def parallel() -> Callable[[Callable], Any]:
     """
 
     def decorate(task: Callable) -> Any:
-        index, *arguments = inspect.signature(task).parameters
+        index, *arguments = task.__code__.co_varnames[: task.__code__.co_argcount]
         names = ", ".join(arguments)
         text = f"def {task.__name__}({index}, {names}):\n    __launch(__task, {index}, ({names},))\n"
         where = {"__name__": task.__module__, "__launch": launch}
@@ -47,7 +46,6 @@ def parallel() -> Callable[[Callable], Any]:
         launcher = where[task.__name__]
         launcher.__doc__ = task.__doc__
         launcher.__code__ = launcher.__code__.replace(co_firstlineno=task.__code__.co_firstlineno)
-        task.__qualname__ += ".task"  # the name of its file in the cache
         where["__task"] = helper()(task)
         return njit()(launcher)
 

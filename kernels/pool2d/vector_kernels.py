@@ -7,10 +7,10 @@ added in 16 bits, and bfloat16 needs no pass to widen it.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from ..cpu.bfloat16 import bits
-from ..cpu.jit import njit
+from ..cpu.jit import helper
+from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -39,18 +39,17 @@ def maxpool_fprop_vectors(x, *, kernel, stride, padding, dilation, ceil_mode):
     n, c, *hw = x.shape
     pq = pooled_hw(hw, kernel, stride, padding, dilation, ceil_mode)
     (y, best), (indices, places) = empty_nhwc(n, c, *pq, x.dtype), empty_nhwc(n, c, *pq, np.int32)
-    _max_rows(bits(to_nhwc(x)), bits(best), places, kernel, stride, padding, dilation)
+    _max_rows(n * pq[0], bits(to_nhwc(x)), bits(best), places, kernel, stride, padding, dilation)
     return y, indices
 
 
-@njit(parallel=True)
-def _max_rows(x, y, places, kernel, stride, padding, dilation):
-    for row in prange(y.shape[0] * y.shape[1]):
-        n, p = divmod(np.int64(row), y.shape[1])
-        _max_row(x[n], y[n, p], places[n, p], kernel, stride, p * stride[0] - padding[0], padding[1], dilation)
+@parallel()
+def _max_rows(row, x, y, places, kernel, stride, padding, dilation):
+    n, p = divmod(row, y.shape[1])
+    _max_row(x[n], y[n, p], places[n, p], kernel, stride, p * stride[0] - padding[0], padding[1], dilation)
 
 
-@njit()
+@helper()
 def _max_row(x, y, places, kernel, stride, top, left, dilation):
     (height, width, channels), like = x.shape, np.empty(0, np.float32)
     least, nowhere = splat(np.float32(-np.inf), PANEL, like.dtype), splat(np.int32(-1), PANEL, places.dtype)
@@ -80,18 +79,17 @@ def _max_row(x, y, places, kernel, stride, top, left, dilation):
 )
 def maxpool_bwd_vectors(dy, indices, *, kernel, stride, padding, dilation, ceil_mode, input_hw):
     dx, memory = empty_nhwc(*dy.shape[:2], *input_hw, dy.dtype)
-    _gather_rows(bits(to_nhwc(dy)), to_nhwc(indices), bits(memory), kernel, stride, padding)
+    _gather_rows(dx.shape[0] * dx.shape[2], bits(to_nhwc(dy)), to_nhwc(indices), bits(memory), kernel, stride, padding)
     return dx
 
 
-@njit(parallel=True)
-def _gather_rows(dy, places, dx, kernel, stride, padding):
-    for row in prange(dx.shape[0] * dx.shape[1]):
-        n, h = divmod(np.int64(row), dx.shape[1])
-        _gather_row(dy[n], places[n], dx[n, h], h, kernel, stride, padding)
+@parallel()
+def _gather_rows(row, dy, places, dx, kernel, stride, padding):
+    n, h = divmod(row, dx.shape[1])
+    _gather_row(dy[n], places[n], dx[n, h], h, kernel, stride, padding)
 
 
-@njit()
+@helper()
 def _gather_row(dy, places, dx, h, kernel, stride, padding):
     (down, across, channels), width, like = dy.shape, dx.shape[0], np.empty(0, np.float32)
     zero = splat(np.float32(0), PANEL, like.dtype)
@@ -109,7 +107,7 @@ def _gather_row(dy, places, dx, h, kernel, stride, padding):
             store_as(dx.ctypes.data + (w * channels + c) * dx.itemsize, total, dx.dtype)
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _windows(pixel, size, taps, stride, padding):
     """The first and the last window along an axis that saw a pixel."""
     return max(0, (pixel + padding - taps) // stride + 1), min(size - 1, (pixel + padding) // stride)

@@ -199,14 +199,25 @@ struct UpstreamAcross : AlongRows<BN> {
   }
 };
 
-// The slices of wgrad's sums, added up in order: write(i, sum) for each weight i = (k, c, r, s) with a c that is no padding.
-template <class F> __forceinline__ void wgrad_sum(const float* parts, int slices, const Conv& z, F write) {
+// The slices of wgrad's sums, added up: write(i, sum) for each weight i = (k, c, r, s) with a c that is no padding. Of 256 threads
+// `sharers` have one weight: each adds up every sharers-th slice, then one adds up theirs, in order. A long chain of loads and
+// additions would take longer than the product itself where weights are few.
+template <class F> __forceinline__ void wgrad_sum(const float* parts, int slices, int sharers, const Conv& z, F write) {
+  __shared__ float shares[256];
+  const int weights = 256 / sharers, share = threadIdx.x / weights, i = blockIdx.x * weights + threadIdx.x % weights;
   const int taps = z.R * z.S, size = z.K * z.Cg * taps;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
-    const int k = i % z.K, tap = i / z.K % taps, c = i / z.K / taps;  // neighbouring threads read neighbours
+  const int k = i % z.K, tap = i / z.K % taps, c = i / z.K / taps;  // neighbouring threads read neighbours
+  float sum = 0;
+  if (i < size) {
     const float* part = parts + (size_t)(tap * z.C + c) * z.K + k;
-    float sum = 0;
-    for (int slice = 0; slice < slices; slice++) sum += part[(size_t)slice * taps * z.C * z.K];
-    write((k * z.Cg + c) * taps + tap, sum);
+#pragma unroll 8
+    for (int slice = share; slice < slices; slice += sharers) sum += part[(size_t)slice * taps * z.C * z.K];
   }
+  if (sharers > 1) {
+    shares[threadIdx.x] = sum;
+    __syncthreads();
+    if (share) return;
+    for (int other = threadIdx.x + weights; other < 256; other += weights) sum += shares[other];
+  }
+  if (i < size) write((k * z.Cg + c) * taps + tap, sum);
 }

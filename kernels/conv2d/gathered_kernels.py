@@ -1,0 +1,77 @@
+"""Convolution on the CPU with many channels, where Winograd does not go: at a stride, dilated, of other taps, exactly.
+
+What each tile of pixels sees is copied, tap by tap, beside the tile (gathered.py). Against tiles that read padded rows
+in place (direct_kernels.py): pixels of many channels do not push each other out of the cache, and a tile may go on from
+the end of one row to the next, so that images of 7 or 28 columns fill their tiles. At stride 2 that is 5 to 15 % faster
+from 128 channels on, and as fast at 64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..cpu.microkernel import lanes
+from ..memory import empty_nhwc, to_nhwc
+from ..registry import kernel
+from .epilogue import epilogue
+from .gathered import multiply_gathered
+from .numba_kernels import residues
+from .packing import pack
+from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
+
+_MANY = 128  # channels and filters from which this is faster than the direct kernels
+
+
+def _fprop_supports(x, w, *, stride, padding, dilation, groups):
+    n = lanes(x.dtype)
+    return groups == 1 and w.shape[0] % n == 0 and w.shape[1] % n == 0 and x.size > 0
+
+
+def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _fprop_supports(dy, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def _bias_act_supports(x, w, b, z, *, relu, **params):
+    return _fprop_supports(x, w, **params)
+
+
+def _rank(x, w, *_, **params):
+    return 4.5 if min(w.shape[:2]) >= _MANY else 3.5
+
+
+@kernel(
+    CONV2D_FPROP, device="cpu", step=4, supports=_fprop_supports, rank=_rank, note="what a tile sees is copied first"
+)
+def fprop_gathered_tile(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, stride, padding, dilation)
+
+
+@kernel(
+    CONV2D_BIAS_ACT,
+    device="cpu",
+    step=4,
+    supports=_bias_act_supports,
+    rank=_rank,
+    note="fprop_gathered_tile with an epilogue",
+)
+def bias_act_gathered_tile(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    return _convolve(x, w, stride, padding, dilation, b, z, relu)
+
+
+def _convolve(x, w, stride, padding, dilation, *follows):
+    x, taps = to_nhwc(x), w.shape[2:]
+    y, memory = empty_nhwc(x.shape[0], w.shape[0], *out_hw(x.shape[1:3], taps, stride, padding, dilation), x.dtype)
+    rows, cols = (np.arange(n) * d - p for n, d, p in zip(taps, dilation, padding, strict=True))
+    multiply_gathered(x, pack(w, False), memory, rows, cols, stride, *epilogue(memory, *follows))
+    return y
+
+
+@kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, rank=_rank, note="stride² such products over dy")
+def dgrad_gathered_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
+    dy, (_, c, r, s) = to_nhwc(dy), w.shape
+    dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
+    panels = pack(w, True)
+    for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
+        chosen = np.ascontiguousarray(panels[:, r_taps][:, :, s_taps])
+        multiply_gathered(dy, chosen, part, rows, cols, (1, 1), *epilogue(part))
+    return dx
