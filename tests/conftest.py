@@ -13,15 +13,17 @@ settings.register_profile("dev", deadline=None, suppress_health_check=[HealthChe
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:
     set_num_threads(1)  # a process per core; a test that is about threads asks for two
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """For the whole suite a process per core; where files are named this one alone, with its debugger; or as -n says."""
+    """For the whole suite a process per core; where files are named this one alone, with its debugger."""
     named = config.args_source is pytest.Config.ArgsSource.ARGS
-    if config.getoption("numprocesses", 0) is None and not named and not config.option.usepdb:
+    unsaid = config.getoption("numprocesses", 0) is None and not config.option.usepdb
+    if unsaid and not named and not WORKER:  # a worker has workers of its own otherwise
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         config.option.numprocesses, config.option.dist = os.cpu_count(), "worksteal"
 
