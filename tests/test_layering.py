@@ -150,8 +150,6 @@ def test_kernels_allocate_where_tests_can_poison():
 def _is_compiled(function):
     decorators = ("njit(", "parallel(", "helper(", "intrinsic")
     return any(ast.unparse(d).startswith(decorators) for d in function.decorator_list)
-        ast.unparse(d).startswith(("njit(", "parallel(", "helper(", "intrinsic")) for d in function.decorator_list
-    )
 
 
 def test_pages_are_short_enough_to_read():
