@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from minires.kernels.cpu.features import simd  # pyright: ignore[reportMissingImports]
-from minires.kernels.cpu.jit import get_num_threads, helper, njit  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu.jit import get_num_threads, helper  # pyright: ignore[reportMissingImports]
 from minires.kernels.cpu.microkernel import PairTile  # pyright: ignore[reportMissingImports]
-from numba import prange, types
+from minires.kernels.cpu.parallel import parallel  # pyright: ignore[reportMissingImports]
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -24,6 +25,7 @@ _CHAINS = 12  # independent sums, to hide the latency; with two operands they fi
 _STEPS = 3_000_000
 _SGEMM = 2048
 _COPY_NUMBERS = 1 << 26  # 256 MiB of float32, beyond any cache
+_BLOCK = 1 << 20
 _REPEATS = 10
 _REST = 0.3  # seconds until OpenBLAS's threads have stopped spinning
 
@@ -88,22 +90,24 @@ def _best(call: Callable[[], object]) -> float:
 
 def _fma_peaks() -> dict[int, float]:
     threads, peaks = get_num_threads(), {}
+    sums = np.empty(threads, np.float32)
     for width in _WIDTHS:
         if width <= simd().vector_bytes:
-            seconds = _best(lambda width=width: _multiply_add(threads, width, _STEPS))
+            seconds = _best(lambda width=width: _multiply_add(threads, width, _STEPS, sums))
             peaks[width] = threads * _STEPS * _CHAINS * (width // 4) * 2 / seconds
     return peaks
 
 
 def _pairs_peak() -> float:
     threads = get_num_threads()
-    seconds = _best(lambda: _multiply_pairs(threads, _STEPS))
+    sums = np.empty(threads, np.float32)
+    seconds = _best(lambda: _multiply_pairs(threads, _STEPS, sums))
     return threads * _STEPS * _CHAINS * (simd().vector_bytes // 4) * 4 / seconds
 
 
 def _copy_peak() -> float:
     source, target = np.ones(_COPY_NUMBERS, np.float32), np.zeros(_COPY_NUMBERS, np.float32)
-    return 2 * source.nbytes / _best(lambda: _copy(source, target))
+    return 2 * source.nbytes / _best(lambda: _copy(_COPY_NUMBERS // _BLOCK, source, target))
 
 
 @intrinsic
@@ -156,25 +160,14 @@ def _pair_chains(typing_context: Any, steps: Any, x: Any) -> Any:
     return types.float32(types.int64, types.float32), emit
 
 
-@njit(parallel=True)
-def _multiply_pairs(threads, steps):
-    sums = np.empty(threads, np.float32)
-    for t in prange(threads):
-        sums[t] = _run_pairs(steps)
-    return sums
+@parallel()
+def _multiply_pairs(t, steps, sums):
+    sums[t] = _pair_chains(steps, np.float32(0.5))  # pyright: ignore[reportCallIssue]
 
 
-@njit()
-def _run_pairs(steps):
-    return _pair_chains(steps, np.float32(0.5))  # pyright: ignore[reportCallIssue]
-
-
-@njit(parallel=True)
-def _multiply_add(threads, width, steps):
-    sums = np.empty(threads, np.float32)
-    for t in prange(threads):
-        sums[t] = _run_chains(width, steps)
-    return sums
+@parallel()
+def _multiply_add(t, width, steps, sums):
+    sums[t] = _run_chains(width, steps)
 
 
 @helper()
@@ -187,9 +180,6 @@ def _run_chains(width, steps):
     return _chains(steps, x, 16)  # pyright: ignore[reportCallIssue]
 
 
-@njit(parallel=True)
-def _copy(source, target):
-    blocks = 64
-    size = source.size // blocks
-    for b in prange(blocks):
-        target[b * size : (b + 1) * size] = source[b * size : (b + 1) * size]
+@parallel()
+def _copy(b, source, target):
+    target[b * _BLOCK : (b + 1) * _BLOCK] = source[b * _BLOCK : (b + 1) * _BLOCK]

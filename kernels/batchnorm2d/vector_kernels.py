@@ -134,7 +134,7 @@ def _normalised(x, gamma, beta, mean, inv_std, z, relu):
     return y
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _vector(vectors, i, j):
     """Panel j of row i."""
     return load(vectors[i, j * PANEL :].ctypes.data, PANEL, vectors.dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..cpu.features import simd
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import ROWS, lanes, multiply_tile
 from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
@@ -189,7 +189,7 @@ def _convolve_block(x, panels, y, rows, cols, stride, k, first, count):
                             n, p = n + 1, 0
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, width, x):
     if width * x.itemsize <= _VECTOR_BYTES:
         multiply_tile(a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ROWS, 1, x.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..cpu.features import simd
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, transpose_block
@@ -35,7 +35,7 @@ def pack(w, turned):
     return panels
 
 
-@njit(inline=True)
+@helper(inline=True)
 def aligned(n, like):
     """n uninitialised numbers of the dtype of `like`, from the start of a cache line."""
     numbers = _LINE // like.itemsize

@@ -10,7 +10,7 @@ import numpy as np
 from ..kept import kept
 from ..memory import dense_order, empty
 from .bfloat16 import bits
-from .jit import helper, njit
+from .jit import helper
 from .parallel import parallel
 from .vectors import PANEL, load, store_as
 
@@ -49,7 +49,7 @@ def _cast_block(a, y):
         y[whole:] = target[: y.size - whole]
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _panels(a, y, n):
     for i in range(0, n, PANEL):
         store_as(y[i:].ctypes.data, load(a[i:].ctypes.data, PANEL, a.dtype), y.dtype)

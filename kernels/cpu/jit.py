@@ -38,7 +38,7 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 _SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
-_NOT_FOR_CPU = {"cuda", "interpreter", "cuda_kernels.py"}  # their edits change no CPU kernel
+_NOT_FOR_CPU = ("cuda", "interpreter")  # what begins like this: its edits change no CPU kernel
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def source_hash() -> str:
     digest = hashlib.sha256(repr([os.environ.get(name) for name in _SETTINGS]).encode())
     root = Path(__file__).parent.parent
     for path in sorted(root.rglob("*.py")):
-        if _NOT_FOR_CPU.intersection(path.relative_to(root).parts):
+        if any(part.startswith(_NOT_FOR_CPU) for part in path.relative_to(root).parts):
             continue
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
@@ -146,15 +146,12 @@ class _HelperCompiler(CompilerBase):
         return [passes]
 
 
-def njit(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable], Any]:
+def njit() -> Callable[[Callable], Any]:
     """`numba.njit` with our flags and our cache, for a function that Python calls.
 
-    parallel: a single `prange` over independent blocks (`cpu/parallel.py` does the same and compiles faster). Keep the
-    work itself in a `helper`: that compiles several times faster. inline: `helper(inline=True)`.
+    Keep the work itself in a `helper`: that compiles several times faster. Many tasks: `cpu/parallel.py`.
     """
-    if inline:
-        return helper(inline=True)
-    return _compiled(cache=True, parallel=parallel)
+    return _compiled(cache=True)
 
 
 def helper(*, inline: bool = False) -> Callable[[Callable], Any]:

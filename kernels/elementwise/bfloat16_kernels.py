@@ -6,7 +6,7 @@ import numpy as np
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store_as, where
 from ..memory import dense_order, empty
@@ -77,7 +77,7 @@ def _block(a, b, y, op):
         y[whole:] = rest[0, : y.size - whole]
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _panels(a, b, y, op, n):
     zero = splat(np.float32(0), PANEL, np.zeros(0, np.float32).dtype)
     for i in range(0, n, PANEL):

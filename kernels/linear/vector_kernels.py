@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, total
 from ..memory import empty
@@ -90,7 +90,7 @@ def _products(task, x, w, b, y):
                 _one_product(x[n], w[o], b[o : o + 1], y[n, o : o + 1])
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _four_products(x, w, b, y):
     step, row = PANEL * w.itemsize, x.size * w.itemsize
     zero = splat(x.dtype.type(0), PANEL, x.dtype)
@@ -105,7 +105,7 @@ def _four_products(x, w, b, y):
     y[0], y[1], y[2], y[3] = b[0] + total(s0), b[1] + total(s1), b[2] + total(s2), b[3] + total(s3)
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _one_product(x, w, b, y):
     s = splat(x.dtype.type(0), PANEL, x.dtype)
     for j in range(0, x.size, PANEL):
@@ -133,7 +133,7 @@ def _task_sums(factors, rows, y, top, left):
                 _one_sum(factors[a], rows, y[a], first, last, j)
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _four_sums(factors, rows, y, first, last, j):
     step, row, dtype = rows.shape[1] * rows.itemsize, y.shape[1] * y.itemsize, y.dtype
     p, out = rows.ctypes.data + j * rows.itemsize, y.ctypes.data + j * y.itemsize
@@ -151,7 +151,7 @@ def _four_sums(factors, rows, y, first, last, j):
     store(out + 3 * row, s3)
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _one_sum(factors, rows, y, first, last, j):
     step, dtype = rows.shape[1] * rows.itemsize, y.dtype
     p, out = rows.ctypes.data + j * rows.itemsize, y.ctypes.data + j * y.itemsize

@@ -7,7 +7,7 @@ of channels, within which the order of additions is fixed.
 
 import numpy as np
 
-from ..cpu.jit import helper, njit
+from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -155,6 +155,6 @@ def _spread_row(dy, dx, rows, cols, kernel, stride, padding, row):
                     total[c] += share[c] / count
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _windows(pixel, size, taps, stride, padding):
     return max(0, (pixel + padding - taps) // stride + 1), min(size - 1, (pixel + padding) // stride)

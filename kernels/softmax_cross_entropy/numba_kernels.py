@@ -6,7 +6,7 @@ the C library, which it cannot vectorise. float32 only; float64, where time does
 
 import numpy as np
 
-from ..cpu.jit import njit
+from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..memory import empty
 from ..registry import kernel
@@ -52,7 +52,7 @@ def _fprop_rows(i, logits, target, loss, log_probs, share):
         loss[n] = -row[target[n]]
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _maximum(x, scratch):
     """The greatest number of x: its second half is folded onto the first, in scratch, until one is left."""
     for k in range(x.size):
@@ -67,7 +67,7 @@ def _maximum(x, scratch):
     return scratch[0]
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _exp(x):
     """exp(x) for x <= 0 within 2 units in the last place near 0, more by |x| units far from it; a NaN stays one.
 
@@ -89,7 +89,7 @@ def _exp(x):
     return y if x > _LEAST else (np.float32(0) if x <= _LEAST else x)
 
 
-@njit(inline=True)
+@helper(inline=True)
 def _power_of_2(n):
     return np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
 
