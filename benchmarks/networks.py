@@ -24,7 +24,7 @@ from .worker import Worker
 OURS = "minires"
 WHAT, PRECISIONS = ("train", "infer", "memory"), ("fp32", "bf16")
 GROUP = ("model", "batch", "size", "what", "precision")
-# Relative to the norm. A ReLU whose input is almost 0 goes either way, and then the gradient is another one: the largest
+# Relative to the norm. A ReLU whose input is almost 0 goes either way, and the gradient is another one: the largest
 # differences from PyTorch's are 0.004 (ResNet-20), 0.001 (18) and 0.026 (50) in float32, and 0.11, 0.22 and 0.29 in
 # bfloat16, which has 8 bits. Something else computed differs by about 1.
 ERROR, GRADIENT_ERROR = {"fp32": 1e-4, "bf16": 0.05}, {"fp32": 0.1, "bf16": 0.45}
