@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from minires.kernels.cpu.jit import set_num_threads
 
-from minires import tuning
+from minires import dispatch, tuning
 
 # Compiling a kernel takes seconds, so no example has a deadline; under CI the drawn examples are the same every time.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,5 +30,6 @@ def pytest_cmdline_main(config):
 
 @pytest.fixture(autouse=True)
 def _own_memory_of_autotune(tmp_path, monkeypatch):
-    """What tests measure, or pretend to, is not remembered for the user."""
+    """What tests measure, or pretend to, is not remembered for the user, nor for the next test."""
+    monkeypatch.setattr(dispatch, "_measured", {})
     monkeypatch.setattr(tuning, "path", lambda: tmp_path / "autotune.json")
