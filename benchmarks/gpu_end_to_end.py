@@ -101,8 +101,9 @@ def torch_run(recipe: Any, wanted: float, library: str, progress: Any = None) ->
     _refuse_unknown(recipe)
     begun = time.perf_counter()
     where = torch.device(recipe.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on both sides
-    torch.backends.cudnn.benchmark = True
+    if where.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 on both sides
+        torch.backends.cudnn.benchmark = True
     torch.manual_seed(recipe.seed)
     train, test = _on_device(torch, recipe, where)
     net = _network(torch, recipe, len(train.classes)).to(where, memory_format=torch.channels_last)
