@@ -47,7 +47,7 @@ _now = _Now()
 class constant:
     """Within it, in this thread, `array` is taken to be the same as at the last time, unless `version[0]` has changed.
 
-    A context manager. Arrays of a GPU, whose kernels keep nothing, are left alone.
+    A context manager; they nest. Arrays of a GPU, whose kernels keep nothing, are left alone.
     """
 
     def __init__(self, array: Any, version: list[int]):
@@ -57,7 +57,7 @@ class constant:
         self.saved = _now.entries
         if type(self.array) is np.ndarray:
             entry = _entry(self.array, self.version)
-            _now.entries = {id(a): entry for a in (self.array, *entry.made.values())}
+            _now.entries = self.saved | {id(a): entry for a in (self.array, *entry.made.values())}
 
     def __exit__(self, *_: object) -> None:
         _now.entries = self.saved

@@ -155,7 +155,7 @@ def low_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _in(value: Any, dtype: np.dtype) -> Any:
     """A floating tensor in another precision; float64, and what is no floating tensor, as it is."""
-    if not isinstance(value, Tensor) or value.dtype == dtype or value.dtype.name not in _CASTABLE:
+    if not isinstance(value, Tensor) or value.dtype == dtype or value.dtype.num not in _castable():
         return value
     if state.casts is None or not (value.is_leaf and value.requires_grad):  # only weights are used again
         return Cast.apply(value, dtype=dtype, kept=None)
@@ -166,4 +166,7 @@ def _in(value: Any, dtype: np.dtype) -> Any:
     return y
 
 
-_CASTABLE = ("float32", "float16", "bfloat16")
+@functools.cache
+def _castable() -> frozenset[int]:
+    """The numbers of the dtypes float32, float16 and bfloat16: a dtype's name takes NumPy longer."""
+    return frozenset(np.dtype(t).num for t in (np.float32, np.float16, importlib.import_module("ml_dtypes").bfloat16))

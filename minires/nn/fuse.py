@@ -53,7 +53,7 @@ class FoldedConv2d(Conv2d):
         geometry = self.stride, self.padding, self.dilation, self.groups
         if state.grad_enabled:
             return conv_bias_act(x, self.weight, self.bias, add, *geometry, relu=relu)
-        with constant(self.weight.array, self.weight.version):
+        with constant(self.weight.array, self.weight.version), constant(self.bias.array, self.bias.version):
             return conv_bias_act(x, self.weight, self.bias, add, *geometry, relu=relu)
 
 
