@@ -224,7 +224,7 @@ def test_nothing_is_made_again_in_inference(regions):
     with minires.autocast("cpu", dtype=minires.bfloat16, enabled=regions == 1):  # the cast of a weight is kept in it
         for _ in range(3):
             assert np.array_equal(infer(regions > 0), want)
-    assert len(module._entries) == 3 and things() == before
+    assert len(module._entries) == 6 and things() == before  # three filters and their biases
 
 
 def test_gradients_keep_nothing():
