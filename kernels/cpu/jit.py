@@ -124,26 +124,46 @@ class _HelperLibrary(JITCodeLibrary):
                     function.linkage = linkage
 
 
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _ChooseLibrary(AnalysisPass):
-    _name = "minires_choose_library"
+class _CallerLibrary(JITCodeLibrary):
+    """The code of a function that Python calls, with its helpers in it as functions of its own.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Else the linker takes one copy for all functions of the process, optimised as a part of whichever came first, and
+    what a kernel computes, to the last bit, would depend on what was compiled or loaded before it.
+    """
 
-    def run_pass(self, state: Any) -> bool:
-        state.library = _HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        return True
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage == llvm.Linkage.linkonce_odr:
+                function.linkage = "internal"
+        super()._optimize_final_module()
 
 
-class _HelperCompiler(CompilerBase):
+def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
     """Numba's own passes, with another library at their end."""
 
-    def define_pipelines(self) -> list[Any]:
-        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.add_pass_after(_ChooseLibrary, AnnotateTypes)
-        passes.finalize()
-        return [passes]
+    @register_pass(mutates_CFG=False, analysis_only=True)
+    class ChooseLibrary(AnalysisPass):
+        _name = f"minires{kind.__name__}"
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def run_pass(self, state: Any) -> bool:
+            state.library = kind(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.library.enable_object_caching()
+            return True
+
+    class Compiler(CompilerBase):
+        def define_pipelines(self) -> list[Any]:
+            passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+            passes.add_pass_after(ChooseLibrary, AnnotateTypes)
+            passes.finalize()
+            return [passes]
+
+    return Compiler
+
+
+_HELPER, _CALLER = _into(_HelperLibrary), _into(_CallerLibrary)
 
 
 def njit() -> Callable[[Callable], Any]:
@@ -151,7 +171,7 @@ def njit() -> Callable[[Callable], Any]:
 
     Keep the work itself in a `helper`: that compiles several times faster. Many tasks: `cpu/parallel.py`.
     """
-    return _compiled(cache=True)
+    return _compiled(cache=True, pipeline_class=_CALLER)
 
 
 def helper(*, inline: bool = False) -> Callable[[Callable], Any]:
@@ -161,7 +181,7 @@ def helper(*, inline: bool = False) -> Callable[[Callable], Any]:
     time that compiling takes. It is kept on disk as a part of them. inline: put it into the caller's loop.
     """
     options: dict[str, Any] = {"forceinline": True} if inline else {}
-    return _compiled(cache=False, pipeline_class=_HelperCompiler, no_cpython_wrapper=True, **options)
+    return _compiled(cache=False, pipeline_class=_HELPER, no_cpython_wrapper=True, **options)
 
 
 def _compiled(*, cache: bool, **options: Any) -> Callable[[Callable], Any]:
