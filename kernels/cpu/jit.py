@@ -132,10 +132,10 @@ class _CallerLibrary(JITCodeLibrary):
     """
 
     def _optimize_final_module(self) -> None:
+        super()._optimize_final_module()
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage == llvm.Linkage.linkonce_odr:
                 function.linkage = "internal"
-        super()._optimize_final_module()
 
 
 def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
