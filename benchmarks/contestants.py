@@ -92,8 +92,7 @@ def _minires(setting: Setting, training: bool) -> Callable[[], Any]:
         x, target = minires.from_numpy(setting.images), minires.from_numpy(setting.labels)
         if not training:
             model.eval()
-            fuse = getattr(minires.nn, "fuse_for_inference", None)
-            model = fuse(model) if fuse else model
+            model = minires.jit.trace(minires.nn.fuse_for_inference(model))
 
             def infer() -> np.ndarray:
                 with minires.no_grad(), precision():

@@ -12,10 +12,11 @@ a constant too; kernels only read it. Elsewhere, in training above all, a `kept`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,30 @@ class constant:
 
     def __enter__(self) -> None:
         self.saved = _now.entries
-        if type(self.array) is np.ndarray:
+        if type(self.array) is np.ndarray and id(self.array) not in self.saved:  # `constants` may say so already
             entry = _entry(self.array, self.version)
             _now.entries = self.saved | {id(a): entry for a in (self.array, *entry.made.values())}
 
     def __exit__(self, *_: object) -> None:
         _now.entries = self.saved
+
+
+class constants:
+    """Arrays that do not change as long as this object is used: for one who sees to that himself (`minires.jit`). What
+    is made of them within `held` is kept with this object, which threads may share."""
+
+    def __init__(self, arrays: Iterable[Any]):
+        self.arrays = [a for a in arrays if type(a) is np.ndarray]
+        self.entries = {id(a): _Entry(weakref.ref(a), [0]) for a in self.arrays}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it, in this thread, they are constants."""
+        saved, _now.entries = _now.entries, self.entries
+        try:
+            yield
+        finally:
+            _now.entries = saved
 
 
 def _entry(array: np.ndarray, version: list[int]) -> _Entry:
@@ -92,7 +111,7 @@ def kept(make: Callable[..., Any]) -> Callable[..., Any]:
                 made = make(array, *settings)
             finally:
                 _now.entries = saved
-            entry.made[key] = made
+            made = entry.made.setdefault(key, made)  # another thread may have made it meanwhile
             _now.entries[id(made)] = entry
             if kept_bytes() > _MOST_BYTES:
                 _entries.clear()

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from . import amp as amp
     from . import data as data
     from . import hooks as hooks
+    from . import jit as jit
     from . import models as models
     from . import nn as nn
     from . import optim as optim
@@ -117,7 +118,7 @@ __all__ = [
 ]
 __all__ += _ops.__all__
 
-_MODULES = ("amp", "cli", "data", "hooks", "interop", "models", "nn", "optim", "study", "train")
+_MODULES = ("amp", "cli", "data", "hooks", "interop", "jit", "models", "nn", "optim", "study", "train")
 _LAZY = {
     "set_num_threads": ".kernels.cpu.jit",
     "get_num_threads": ".kernels.cpu.jit",

@@ -13,7 +13,7 @@ from minires.kernels import kept, registry  # pyright: ignore[reportMissingImpor
 from . import tuning
 from .device import device_of
 
-constant = kept.constant  # what is said of an array here, kernels heed
+constant, constants = kept.constant, kept.constants  # what is said of an array here, kernels heed
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
 _MOST_TAKERS = 4096  # shapes; a network has some dozens

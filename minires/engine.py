@@ -39,7 +39,7 @@ class Tensor(Methods):
     __array_ufunc__ = None  # let `ndarray * Tensor` reach Tensor.__rmul__
 
     def __init__(self, array: Any, requires_grad: bool = False, node: Node | None = None):
-        self.array: Any = array if type(array) is np.ndarray else _as_array(array)
+        self.array: Any = _as_array(array)
         self._requires_grad, self.node = False, None
         if requires_grad:
             self.requires_grad_()
@@ -180,7 +180,7 @@ class Function:
         arrays = [None if t is None else t.array for t in inputs]
         for hook in state.hooks:
             hook.forward_pre(node, arrays)
-        array = cls.forward(node, *arrays, **params)
+        array = _as_array(cls.forward(node, *arrays, **params))
         for hook in reversed(state.hooks):
             hook.forward_post(node, arrays, array)
         y = Tensor(array, recorded := True in node.needs_grad, node if recorded else None)
@@ -192,7 +192,7 @@ class Function:
 
 
 def _as_array(value: Any) -> Any:
-    if not hasattr(value, "strides"):
+    if type(value) is not np.ndarray and not hasattr(value, "strides"):
         raise TypeError(f"Tensor() wraps an array, not a {type(value).__name__}: use minires.tensor(...)")
     return np.asarray(value) if isinstance(value, np.generic) else value  # NumPy's 0-d results are scalars
 

@@ -21,7 +21,7 @@ _ENGINE = _BELOW | {"engine"}
 _OPS = _ENGINE | {"autocast", "cuda", "dispatch", "ops", "hooks"}
 _NN = _OPS | {"creation", "nn"}
 _MODELS = _NN | {"optim", "data", "interop", "models", "serialization"}
-_RUNS = _MODELS | {"amp", "capture", "grad_cam", "gradcheck", "train", "study", "kernels"}
+_RUNS = _MODELS | {"amp", "capture", "grad_cam", "gradcheck", "jit", "train", "study", "kernels"}
 MAY_IMPORT = {
     "kernels": set(),
     "device": set(),
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "grad_cam": _OPS | {"capture"},
     "gradcheck": _OPS,
     "nn": _OPS | {"creation"},
+    "jit": _NN | {"hooks"},
     "optim": _NN,
     "amp": _NN | {"optim"},
     "data": _NN,

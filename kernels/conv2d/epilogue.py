@@ -135,9 +135,12 @@ def multiply_gathered_then(
             target = builder.inttoptr(builder.add(targets, ir.Constant(INT64, 8 * i)), INT64.as_pointer())
             places.append(builder.add(builder.load(target), column))
         # The lines are on their way while the sum is formed: to wait for them at its end cost a tenth of the time.
-        for place in places:
-            for v in range(tile.vectors):
-                tile.prefetch(tile.at(place, v * tile.width), True)
+        lines = [tile.at(place, v * tile.width) for place in places for v in range(tile.vectors)]
+        for place in lines:
+            tile.prefetch(place, True)
+        with builder.if_then(add):
+            for place in lines:
+                tile.prefetch(builder.add(place, skip), False)
         step, zero, one = (ir.Constant(INT64, n) for n in (tile.vectors * tile.width, 0, 1))
         line = builder.select(builder.icmp_signed("!=", ahead, zero), ir.Constant(INT64, 64), zero)
         near = builder.select(builder.icmp_signed("!=", ahead, zero), ahead, a)

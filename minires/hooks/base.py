@@ -23,6 +23,9 @@ class Hook:
     def forward_post(self, node: Node, arrays: Sequence[Any], y: Any) -> None:
         """After an op's forward, with its output array."""
 
+    def written(self, array: Any, index: Any, value: Any) -> None:
+        """After `array[index] = value`, an op in place without a graph; what made the value came before."""
+
     def backward_pre(self, node: Node, dy: Any) -> None:
         """Before an op's backward, with the whole gradient of its output."""
 

@@ -118,7 +118,7 @@ class ModuleDict(Module):
         self.add_module(name, module)
 
     def __delitem__(self, name: str) -> None:
-        del self._modules[name]
+        delattr(self, name)
 
     def keys(self) -> Iterable[str]:
         """The names."""

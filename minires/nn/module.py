@@ -54,6 +54,7 @@ class Module:
     """
 
     training: bool
+    _changes = 0  # of all modules, counted: whoever remembers how a module was asks this (`minires.jit`)
     _optional_keys: tuple[str, ...] = ()  # buffers that old checkpoints lack: kept as they are when missing
 
     def __init__(self) -> None:
@@ -94,6 +95,7 @@ class Module:
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or None where an optional one (a bias) is absent."""
+        Module._changes += 1
         self._check_name(name, "parameters", "_parameters")
         if parameter is not None and not isinstance(parameter, Parameter):
             raise TypeError(
@@ -103,6 +105,7 @@ class Module:
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that is state but is not learned (a running mean). persistent: part of the state dict."""
+        Module._changes += 1
         self._check_name(name, "buffers", "_buffers")
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"buffer {name!r} must be a Tensor or None, not {type(tensor).__name__}")
@@ -111,6 +114,7 @@ class Module:
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a child under a name that need not be an identifier (`Sequential` uses "0", "1", ...)."""
+        Module._changes += 1
         self._check_name(name, "module", "_modules")
         if module is not None and not isinstance(module, Module):
             raise TypeError(f"{name!r} must be a Module or None, not {type(module).__name__}")
@@ -125,6 +129,7 @@ class Module:
             raise KeyError(f"attribute {name!r} of {type(self).__name__} exists already")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        Module._changes += 1
         d = self.__dict__
         if isinstance(value, Parameter):
             self._forget(name, "_buffers", "_modules")
@@ -161,6 +166,7 @@ class Module:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __delattr__(self, name: str) -> None:
+        Module._changes += 1
         for table in ("_parameters", "_buffers", "_modules"):
             if name in self.__dict__.get(table, ()):
                 del self.__dict__[table][name]
@@ -325,7 +331,8 @@ class Module:
         """Set `training` here and below."""
         if not isinstance(mode, bool):
             raise ValueError(f"train(mode) needs True or False, not {mode!r}")
-        object.__setattr__(self, "training", mode)
+        if mode is not self.training:
+            self.training = mode
         for child in self.children():  # through their own train(): a module may keep its batch norms frozen there
             child.train(mode)
         return self
@@ -401,10 +408,12 @@ class Module:
 
     def register_forward_pre_hook(self, hook: Callable[[Any, tuple], Any]) -> Handle:
         """Call `hook(module, args)` before forward; what it returns, if anything, replaces the positional arguments."""
+        Module._changes += 1
         return Handle(self._forward_pre_hooks, hook)
 
     def register_forward_hook(self, hook: Callable[[Any, tuple, Any], Any]) -> Handle:
         """Call `hook(module, args, output)` after forward; what it returns, if anything, replaces the output."""
+        Module._changes += 1
         return Handle(self._forward_hooks, hook)
 
     def register_full_backward_hook(self, hook: Callable[[Any, tuple, tuple], Any]) -> Handle:
@@ -413,6 +422,7 @@ class Module:
         Both are tuples of Tensors, None where there is no gradient; grad_input is that of the positional arguments.
         What the hook returns, if anything, replaces the gradient of the only input that has one.
         """
+        Module._changes += 1
         return Handle(self._backward_hooks, hook)
 
     # --- text -----------------------------------------------------------------------------------------------------

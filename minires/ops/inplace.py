@@ -58,8 +58,11 @@ def _write(x: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _overwrite(x: Tensor, index: Any, value: Any) -> None:
-    x.array[index] = getattr(value, "array", value)
+    value = getattr(value, "array", value)
+    x.array[index] = value
     x.version[0] += 1
+    for hook in state.hooks:
+        hook.written(x.array, index, value)
 
 
 def _same_shape(x: Tensor, value: Any) -> Any:

@@ -22,6 +22,7 @@ from ..device import device as as_device
 from ..engine import Tensor
 from ..interop import our_names, read_weights
 from ..interop.weights import resolve
+from ..jit import trace
 from ..models import create_model, get_weights, guess_model, list_models, list_weights
 from ..nn import Module, fuse_for_inference
 from ..nn.module import StateDictError
@@ -122,9 +123,9 @@ def open_network(
 
 def for_inference(model: Module) -> Module:
     """What gives the model's outputs, up to rounding, in the least time: on the CPU a copy whose batch normalisations
-    are folded into its convolutions, elsewhere the model itself."""
+    are folded into its convolutions, traced, elsewhere the model itself."""
     on_cpu = all(p.device == CPU for p in model.parameters())
-    return fuse_for_inference(model) if on_cpu else model
+    return trace(fuse_for_inference(model)) if on_cpu else model
 
 
 def normalization(
