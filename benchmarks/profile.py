@@ -47,8 +47,7 @@ class Call:
 
     def floor(self, peaks: Peaks) -> float:
         """Seconds that it takes at least."""
-        pairs = self.dtype == "bfloat16" and has_bfloat16_products()  # twice the products of float32
-        return peaks.floor(self.flops / (2 if pairs else 1), self.moved)
+        return peaks.floor(self.flops, self.moved, self.dtype == "bfloat16" and has_bfloat16_products())
 
 
 @dataclass

@@ -29,9 +29,9 @@ def epilogue(y, b=None, z=None, relu=False):
 
 
 def raised(emitter: Emitter, value: Any, least: Any) -> Any:
-    """max(value, least), of vectors in the code that is being emitted; a NaN stays one."""
-    low = emitter.builder.fcmp_ordered("<=", value, least)
-    return emitter.builder.select(low, least, value)
+    """max(value, least), of vectors in the code that is being emitted; a NaN stays one. Said so, it is x86's vmaxps."""
+    above = emitter.builder.fcmp_ordered(">", least, value)
+    return emitter.builder.select(above, least, value)
 
 
 @intrinsic

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..device import namespace_of
 from ..engine import Function, Tensor
-from .layout import Layout
+from .layout import Layout, assign
 
 ARRAY = "array"  # stands for an array in an index
 
@@ -34,7 +34,7 @@ class GetItem(Function):
         arrays, xp = ctx.saved_for_backward, namespace_of(dy)
         index, dx = _filled(ctx.params["index"], arrays), ctx.layout.full(0, dy.dtype, xp)
         if is_basic(index):
-            dx[index] = dy
+            assign(dx[index], dy)
         else:
             xp.add.at(dx, index, dy)
         return dx, *[None] * len(arrays)

@@ -37,9 +37,25 @@ class Layout(NamedTuple):
 
     def full(self, value: Any, dtype: Any, xp: Any) -> Any:
         """A new array of this layout, filled with a number or an array that broadcasts to it."""
+        if isinstance(value, (int, float)) and value == 0:
+            return self.view(xp.zeros(self.memory_shape(), dtype))
         y = self.view(xp.empty(self.memory_shape(), dtype))
         y[...] = value
         return y
+
+
+def assign(y: Any, x: Any) -> None:
+    """y[...] = x, of one shape. Runs of numbers that are neighbours in both are copied as one item each: NumPy copies
+    bfloat16 number by number, in six times the time."""
+    if type(y) is np.ndarray and type(x) is np.ndarray and y.dtype == x.dtype:
+        size = y.itemsize
+        for axis, n in enumerate(y.shape):
+            if n > 1 and y.strides[axis] == x.strides[axis] == size:
+                others = [i for i in range(y.ndim) if i != axis]
+                run = np.dtype((np.void, n * size))
+                y, x = (a.transpose(*others, axis).view(run)[..., 0] for a in (y, x))
+                break
+    y[...] = x
 
 
 def unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:

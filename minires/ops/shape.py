@@ -16,7 +16,7 @@ from typing import Any
 
 from ..device import namespace_of
 from ..engine import Function, Tensor
-from .layout import Layout, axes_of
+from .layout import Layout, assign, axes_of
 from .move import promoted, to
 
 Shape = tuple[int, ...]
@@ -38,7 +38,7 @@ class Pad(Function):
         shape = tuple(a + n + b for a, n, b in zip(before, x.shape, after, strict=True))
         ctx.inside = tuple(slice(a, a + n) for a, n in zip(before, x.shape, strict=True))
         y = Layout.of(x, shape).full(value, x.dtype, namespace_of(x))
-        y[ctx.inside] = x
+        assign(y[ctx.inside], x)
         return y
 
     @staticmethod
