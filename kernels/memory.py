@@ -18,6 +18,7 @@ import numpy as np
 _poison = False
 _LINE = 64  # bytes; a vector that lies across two lines is loaded at half the speed
 _LARGE = 1 << 10  # elements; for fewer, to find the line takes longer than it saves
+_MANY = 1 << 17  # elements; fewer NumPy copies in less time than threads take to start
 _BYTE = ctypes.c_char
 _PATTERNS = {2: 0x7FE1, 4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -107,6 +108,10 @@ def to_nhwc(x: Any) -> Any:
     if view.flags.c_contiguous:
         return view
     copies += 1
+    if type(x) is np.ndarray and x.size >= _MANY and x.flags.c_contiguous and x.dtype.kind != "O":
+        from .cpu.interleave import interleaved  # compiled at its first use
+
+        return interleaved(x)
     return namespace(x).ascontiguousarray(view)
 
 

@@ -80,6 +80,18 @@ def copy(typing_context, source, target, count, dtype):
 
 
 @intrinsic
+def move(typing_context, source, target, size):
+    """Copy so many bytes from one address to another; they do not overlap."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        places = [builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2]]
+        cgutils.raw_memcpy(builder, places[1], places[0], args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), emit
+
+
+@intrinsic
 def transpose_block(typing_context, source, source_row, target, target_row, dtype):
     """target[j, i] = source[i, j] for a square block as large as a vector; rows are runs of memory.
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..device import namespace_of
+from ..dispatch import run
 from ..engine import Function, Tensor
-from .layout import Layout, assign
+from .layout import Layout
 
 ARRAY = "array"  # stands for an array in an index
 
@@ -32,12 +33,28 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, dy):
         arrays, xp = ctx.saved_for_backward, namespace_of(dy)
-        index, dx = _filled(ctx.params["index"], arrays), ctx.layout.full(0, dy.dtype, xp)
+        index, layout = _filled(ctx.params["index"], arrays), ctx.layout
+        if (around := _padding(index, layout.shape)) is not None and Layout.of(dy).order == layout.order:
+            return run("pad", dy, **around, value=0.0), *[None] * len(arrays)
+        dx = layout.full(0, dy.dtype, xp)
         if is_basic(index):
-            assign(dx[index], dy)
+            dx[index] = dy
         else:
             xp.add.at(dx, index, dy)
         return dx, *[None] * len(arrays)
+
+
+def _padding(index: tuple, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What is around what slices took; None where there is more than slices that go forward, or they took nothing."""
+    whole = (slice(None),) * (len(shape) - len(index) + 1)
+    at = index.index(...) if all(isinstance(part, slice) or part is ... for part in index) else None
+    if at is None:
+        return None
+    taken = [range(n)[part] for n, part in zip(shape, (*index[:at], *whole, *index[at + 1 :]), strict=True)]
+    if not all(taken) or any(r.step < 0 for r in taken):
+        return None
+    after = tuple(n - 1 - r[-1] for n, r in zip(shape, taken, strict=True))
+    return dict(before=tuple(r.start for r in taken), after=after, interior=tuple(r.step - 1 for r in taken))
 
 
 def getitem(input: Tensor, index: Any) -> Tensor:

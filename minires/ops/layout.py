@@ -44,20 +44,6 @@ class Layout(NamedTuple):
         return y
 
 
-def assign(y: Any, x: Any) -> None:
-    """y[...] = x, of one shape. Runs of numbers that are neighbours in both are copied as one item each: NumPy copies
-    bfloat16 number by number, in six times the time."""
-    if type(y) is np.ndarray and type(x) is np.ndarray and y.dtype == x.dtype:
-        size = y.itemsize
-        for axis, n in enumerate(y.shape):
-            if n > 1 and y.strides[axis] == x.strides[axis] == size:
-                others = [i for i in range(y.ndim) if i != axis]
-                run = np.dtype((np.void, n * size))
-                y, x = (a.transpose(*others, axis).view(run)[..., 0] for a in (y, x))
-                break
-    y[...] = x
-
-
 def unbroadcast(dy: Any, shape: tuple[int, ...]) -> Any:
     """The gradient of an input of `shape` that was broadcast to the shape of `dy`: `dy` summed over those axes."""
     if dy.shape == shape:
