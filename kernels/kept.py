@@ -69,8 +69,16 @@ class constants:
     is made of them within `held` is kept with this object, which threads may share."""
 
     def __init__(self, arrays: Iterable[Any]):
-        self.arrays = [a for a in arrays if type(a) is np.ndarray]
-        self.entries = {id(a): _Entry(weakref.ref(a), [0]) for a in self.arrays}
+        self.arrays: list[np.ndarray] = []
+        self.entries: dict[int, _Entry] = {}
+        self.add(arrays)
+
+    def add(self, arrays: Iterable[Any]) -> None:
+        """More of them; what is not NumPy's is left out."""
+        for a in arrays:
+            if type(a) is np.ndarray and id(a) not in self.entries:
+                self.arrays.append(a)  # alive, so that no other has its id
+                self.entries[id(a)] = _Entry(weakref.ref(a), [0])
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -59,7 +59,8 @@ class Traced(Module):
         """What `model(*inputs, **options)` returns."""
         if state.grad_enabled or state.hooks or options or not all(isinstance(x, Tensor) for x in inputs):
             return self.model(*inputs, **options)
-        key = (*[(x.shape, x.dtype, x.device) for x in inputs], *state.autocast.items(), state.fuse)
+        twice = [i for i, x in enumerate(inputs) if any(x.array is y.array for y in inputs[:i])]
+        key = (*[(x.shape, x.dtype, x.device) for x in inputs], *twice, *state.autocast.items(), state.fuse)
         recording = self.recordings.get(key)
         if recording is None or recording.is_stale():
             if any(map(_does_more, self.model.modules())):
@@ -67,14 +68,14 @@ class Traced(Module):
             self.recordings.pop(key, None)
             while len(self.recordings) >= _MOST:
                 self.recordings.pop(next(iter(self.recordings)), None)
-            recording = self.recordings[key] = Recording(self.model, inputs)
-            return recording.result
+            self.recordings[key], result = record(self.model, inputs)
+            return result
         to_check = self.check_trace and not recording.checked
         twins = [Tensor(x.array.copy("K")) for x in inputs] if to_check else []  # the ops may write into their inputs
         y = recording.replay(inputs)
         if to_check:
             if not _same(y, self.model(*twins)):
-                del self.recordings[key]
+                self.recordings.pop(key, None)
                 raise RuntimeError(
                     f"the recording of {type(self.model).__name__} does not compute what the module does: its forward "
                     "decides by values, or computes outside of minires' ops (argmax, NumPy); call the module itself"
@@ -93,24 +94,35 @@ def trace(model: Module, check_trace: bool = True) -> Traced:
     return Traced(model, check_trace)
 
 
-class Recording:
-    """The ops that one call ran, and the arrays that they took from outside."""
+def record(model: Module, inputs: Sequence[Tensor]) -> tuple[Recording, Any]:
+    """Call the module: the recording, and what the module returned."""
+    weights = {id(t.array): t for t in (*model.parameters(), *model.buffers())}
+    recording = Recording([*weights.values()])
+    with recording.constants.held(), _Recorder() as seen:
+        result: Any = model(*inputs)
+    kind = type(result)
+    results: Any = result if isinstance(result, (tuple, list)) else [result]
+    if not all(isinstance(y, Tensor) for y in results):
+        raise TypeError(f"a trace returns a Tensor, or a tuple or list of them, not {kind.__name__}")
+    recording.make = getattr(kind, "_make", kind) if results is result else None
+    recording.write_down(seen.calls, [x.array for x in inputs], [y.array for y in results])
+    return recording, result
 
+
+class Recording:
+    """The ops that one call ran, and the arrays that they took from outside.
+
+    make: what the results are put into; None for one Tensor.
+    """
+
+    make: Any = None
     checked = False
 
-    def __init__(self, model: Module, inputs: Sequence[Tensor]):
-        weights = {id(t.array): t for t in (*model.parameters(), *model.buffers())}
-        self.changes, self.constants = Module._changes, constants([t.array for t in weights.values()])
-        self.weights = [(t, t.array, t.version[0]) for t in weights.values()]
-        with self.constants.held(), _Recorder() as seen:
-            self.result: Any = model(*inputs)
-        self.many = type(self.result) if isinstance(self.result, (tuple, list)) else None
-        results: Any = self.result if self.many else [self.result]
-        if not all(isinstance(y, Tensor) for y in results):
-            raise TypeError(f"a trace returns a Tensor, or a tuple or list of them, not {type(self.result).__name__}")
-        self._write_down(seen.calls, [x.array for x in inputs], [y.array for y in results])
+    def __init__(self, weights: list[Tensor]):
+        self.changes, self.constants = Module._changes, constants([t.array for t in weights])
+        self.weights = [(t, t.array, t.version[0]) for t in weights]
 
-    def _write_down(self, calls: list[tuple], inputs: list[Any], results: list[Any]) -> None:
+    def write_down(self, calls: list[tuple], inputs: list[Any], results: list[Any]) -> None:
         """Number the values; leave out what depends on no input."""
         numbers = {id(x): n for n, x in enumerate(inputs)}
         self.values: list[Any] = [None] * len(inputs)  # constants stay in it, the others are filled in by a replay
@@ -136,6 +148,7 @@ class Recording:
             done = tuple(varying.intersection(taken) - needed)
             needed.update(taken)
             self.steps.insert(0, Step(function, params, taken, output, done))
+        self.constants.add(self.values)
 
     def is_stale(self) -> bool:
         """Whether a weight or a module has changed since."""
@@ -153,7 +166,7 @@ class Recording:
                 for n in done:
                     values[n] = None
         results = [Tensor(values[n]) for n in self.outputs]
-        return self.many(results) if self.many else results[0]
+        return self.make(results) if self.make else results[0]
 
 
 class _Write:

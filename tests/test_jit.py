@@ -1,6 +1,7 @@
 """A trace computes what its module does, bit for bit, and never what the module did once."""
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -247,6 +248,21 @@ def test_several_inputs_and_results():
         module.forward = lambda x, y: {"sum": x + y}
         with pytest.raises(TypeError, match="a Tensor, or a tuple or list of them, not dict"):
             traced(minires.ones(2), minires.ones(2))
+
+
+class Pair(NamedTuple):
+    first: minires.Tensor
+    second: minires.Tensor
+
+
+def test_a_named_tuple_comes_back_as_one_and_the_same_input_twice_is_another_call():
+    module = Odd(None).eval()
+    module.forward = lambda x, y: Pair(x - y, x + y)
+    traced, one, two = minires.jit.trace(module), minires.ones(2), 2 * minires.ones(2)
+    with minires.no_grad():
+        for _ in range(3):
+            assert traced(one, one).first.tolist() == [0, 0]
+            assert traced(two, one).first.tolist() == [1, 1] and traced(two, one).second.tolist() == [3, 3]
 
 
 def test_arguments_that_are_no_tensors_run_the_module():

@@ -125,7 +125,7 @@ def for_inference(model: Module) -> Module:
     """What gives the model's outputs, up to rounding, in the least time: on the CPU a copy whose batch normalisations
     are folded into its convolutions, traced, elsewhere the model itself."""
     on_cpu = all(p.device == CPU for p in model.parameters())
-    return trace(fuse_for_inference(model)) if on_cpu else model
+    return trace(fuse_for_inference(model), check_trace=False) if on_cpu else model  # our models compute by ops alone
 
 
 def normalization(
