@@ -15,7 +15,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .cpu.jit import helper
-from .memory import address, namespace
+from .memory import address, namespace, order_of
 
 BLOCK = 1 << 16  # numbers per task; less than this is not worth waking a thread for
 
@@ -41,7 +41,7 @@ def flattened(roles: Sequence[list[Any]], written: Sequence[int]) -> tuple[list[
         if all(a.flags.c_contiguous for a in group):
             continue
         first = group[0]
-        order = sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis]))
+        order = order_of(first)
         for role, a in enumerate(group):
             turned = a.transpose(order)
             dense = flat[role][i] = namespace(a).ascontiguousarray(turned)

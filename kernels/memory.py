@@ -121,7 +121,18 @@ def empty_nhwc(n: int, c: int, h: int, w: int, dtype, like: Any = None) -> tuple
     return memory.transpose(0, 3, 1, 2), memory
 
 
+def order_of(a: Any) -> tuple[int, ...]:
+    """The axes of `a`, from the largest stride to the least."""
+    strides = a.strides
+    return tuple(sorted(range(a.ndim), key=lambda axis: -abs(strides[axis])))
+
+
+def from_order(memory: Any, order: tuple[int, ...]) -> Any:
+    """An array whose axes are those of another, taken in that order: with its axes in their places."""
+    return memory.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
 def dense_order(a: Any) -> tuple[int, ...] | None:
     """The order of axes in which `a` is one run of memory; None where it has gaps or overlaps."""
-    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+    order = order_of(a)
     return order if a.transpose(order).flags.c_contiguous else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..cuda.launch import ALL, Launch, blocks, launch, variants
-from ..memory import dense_order, empty, namespace
+from ..memory import dense_order, empty, from_order, namespace
 from ..registry import HALVES, kernel
 from .problem import ACCUMULATE, ADD_FPROP, CAST, RELU_BWD, RELU_FPROP, cast_reference
 
@@ -63,7 +63,7 @@ def cast_cuda(x, *, dtype):
     memory = empty(tuple(x.shape[axis] for axis in order), dtype, x)
     function = _NARROWED[dtype] if dtype in HALVES else _WIDENED[x.dtype.name]
     launch(Launch(function, (min(blocks(x.size, 256 * 8), _MOST_BLOCKS),), (256,), (flat, memory.reshape(-1), x.size)))
-    return memory.transpose(sorted(range(x.ndim), key=order.__getitem__))
+    return from_order(memory, order)
 
 
 def _apply(functions, *arrays, into_first=False):
@@ -77,4 +77,4 @@ def _apply(functions, *arrays, into_first=False):
     memory = a.transpose(order) if into_first else empty(tuple(a.shape[axis] for axis in order), a.dtype, a)
     grid = min(blocks(a.size, 256 * 16 // a.dtype.itemsize), _MOST_BLOCKS)
     launch(Launch(functions[a.dtype.name], (grid,), (256,), (*flat, memory.reshape(-1), a.size)))
-    return memory.transpose(sorted(range(a.ndim), key=order.__getitem__))
+    return from_order(memory, order)

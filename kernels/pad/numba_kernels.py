@@ -7,9 +7,9 @@ import numpy as np
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..cpu.transforms import move
-from ..memory import empty
+from ..memory import empty, from_order, order_of
 from ..registry import kernel
-from .numpy_kernels import by_order, pad_slices
+from .numpy_kernels import pad_slices
 from .problem import PAD, padded_shape
 
 _AXES = 4
@@ -32,7 +32,7 @@ def _has_runs(x, last, interior):
     note="one pass, all threads",
 )
 def pad_runs(x, *, before, after, interior, value):
-    order, shape, kind = by_order(x), padded_shape(x.shape, before, after, interior), f"u{x.itemsize}"
+    order, shape, kind = order_of(x), padded_shape(x.shape, before, after, interior), f"u{x.itemsize}"
     if not _has_runs(x, order[-1], interior):
         return pad_slices(x, before=before, after=after, interior=interior, value=value)
     memory = empty(tuple(shape[axis] for axis in order), x.dtype)
@@ -43,7 +43,7 @@ def pad_runs(x, *, before, after, interior, value):
     target = memory.reshape(ahead + memory.shape).view(kind)
     number = np.array(value, x.dtype).view(kind)[()]
     _pad(target.shape[0] * target.shape[1], source, target, starts, steps, number)
-    return memory.transpose(sorted(range(x.ndim), key=order.__getitem__))
+    return from_order(memory, order)
 
 
 @parallel()

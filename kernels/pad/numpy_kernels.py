@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from ..memory import empty
+from ..memory import empty, from_order, order_of
 from ..registry import kernel
 from .problem import PAD, inside, pad_reference, padded_shape
 
 kernel(PAD, device="cpu", step=0, note="the definition", dtypes=("any",))(pad_reference)
 
 
-def by_order(x):
-    """The axes of x, from the largest stride to the least: y lies as x does."""
-    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
-
-
 @kernel(PAD, device="cpu", step=1, note="slices, in the memory order of x", dtypes=("any",))
 def pad_slices(x, *, before, after, interior, value):
-    order, shape = by_order(x), padded_shape(x.shape, before, after, interior)
+    order, shape = order_of(x), padded_shape(x.shape, before, after, interior)
     y = empty(tuple(shape[axis] for axis in order), x.dtype, x)
     y[...] = value
-    y = y.transpose(sorted(range(x.ndim), key=order.__getitem__))
+    y = from_order(y, order)
     y[inside(x.shape, before, interior)] = x
     return y
 

@@ -142,9 +142,9 @@ def _spread_row(dy, dx, rows, cols, kernel, stride, padding, row):
     _, p_size, q_size, channels = dy.shape
     n, h = divmod(row, dx.shape[1])
     # The windows that saw row h start at p*u - a in (h - R, h].
-    p_first, p_last = _windows(h, p_size, kernel[0], stride[0], padding[0])
+    p_first, p_last = windows(h, p_size, kernel[0], stride[0], padding[0])
     for w in range(dx.shape[2]):
-        q_first, q_last = _windows(w, q_size, kernel[1], stride[1], padding[1])
+        q_first, q_last = windows(w, q_size, kernel[1], stride[1], padding[1])
         total = dx[n, h, w]
         for c in range(channels):
             total[c] = 0
@@ -156,5 +156,6 @@ def _spread_row(dy, dx, rows, cols, kernel, stride, padding, row):
 
 
 @helper(inline=True)
-def _windows(pixel, size, taps, stride, padding):
+def windows(pixel, size, taps, stride, padding):
+    """The first and the last window along an axis that saw a pixel."""
     return max(0, (pixel + padding - taps) // stride + 1), min(size - 1, (pixel + padding) // stride)

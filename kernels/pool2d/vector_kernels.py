@@ -15,6 +15,7 @@ from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from .numba_kernels import windows
 from .numpy_kernels import divisors
 from .problem import AVGPOOL2D_BWD, AVGPOOL2D_FPROP, MAXPOOL2D_BWD, MAXPOOL2D_FPROP, pooled_hw
 
@@ -95,9 +96,9 @@ def _gather_rows(row, dy, places, dx, kernel, stride, padding):
 def _gather_row(dy, places, dx, h, kernel, stride, padding):
     (down, across, channels), width, like = dy.shape, dx.shape[0], np.empty(0, np.float32)
     zero = splat(np.float32(0), PANEL, like.dtype)
-    p_first, p_last = _windows(h, down, kernel[0], stride[0], padding[0])
+    p_first, p_last = windows(h, down, kernel[0], stride[0], padding[0])
     for w in range(width):
-        q_first, q_last = _windows(w, across, kernel[1], stride[1], padding[1])
+        q_first, q_last = windows(w, across, kernel[1], stride[1], padding[1])
         pixel = splat(np.int32(h * width + w), PANEL, places.dtype)
         for c in range(0, channels, PANEL):
             total = zero
@@ -173,9 +174,9 @@ def _spread_rows(row, dy, dx, rows, cols, kernel, stride, padding):
 @helper()
 def _spread_row(dy, dx, h, rows, cols, kernel, stride, padding):
     (down, across, channels), like = dy.shape, np.empty(0, np.float32)
-    p_first, p_last = _windows(h, down, kernel[0], stride[0], padding[0])
+    p_first, p_last = windows(h, down, kernel[0], stride[0], padding[0])
     for w in range(dx.shape[0]):
-        q_first, q_last = _windows(w, across, kernel[1], stride[1], padding[1])
+        q_first, q_last = windows(w, across, kernel[1], stride[1], padding[1])
         for c in range(0, channels, PANEL):
             total = splat(np.float32(0), PANEL, like.dtype)
             for p in range(p_first, p_last + 1):
@@ -184,9 +185,3 @@ def _spread_row(dy, dx, h, rows, cols, kernel, stride, padding):
                     at = (p * across + q) * channels + c
                     total = total + load(dy.ctypes.data + at * dy.itemsize, PANEL, dy.dtype) * share
             store_as(dx.ctypes.data + (w * channels + c) * dx.itemsize, total, dx.dtype)
-
-
-@helper(inline=True)
-def _windows(pixel, size, taps, stride, padding):
-    """The first and the last window along an axis that saw a pixel."""
-    return max(0, (pixel + padding - taps) // stride + 1), min(size - 1, (pixel + padding) // stride)

@@ -95,7 +95,6 @@ class Module:
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or None where an optional one (a bias) is absent."""
-        Module._changes += 1
         self._check_name(name, "parameters", "_parameters")
         if parameter is not None and not isinstance(parameter, Parameter):
             raise TypeError(
@@ -105,7 +104,6 @@ class Module:
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that is state but is not learned (a running mean). persistent: part of the state dict."""
-        Module._changes += 1
         self._check_name(name, "buffers", "_buffers")
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"buffer {name!r} must be a Tensor or None, not {type(tensor).__name__}")
@@ -114,13 +112,13 @@ class Module:
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a child under a name that need not be an identifier (`Sequential` uses "0", "1", ...)."""
-        Module._changes += 1
         self._check_name(name, "module", "_modules")
         if module is not None and not isinstance(module, Module):
             raise TypeError(f"{name!r} must be a Module or None, not {type(module).__name__}")
         self._modules[name] = module
 
     def _check_name(self, name: str, kind: str, table: str) -> None:
+        Module._changes += 1
         if table not in self.__dict__:
             raise AttributeError(f"cannot assign {kind} before Module.__init__() call; call super().__init__() first")
         if not isinstance(name, str) or not name or "." in name:
@@ -408,13 +406,11 @@ class Module:
 
     def register_forward_pre_hook(self, hook: Callable[[Any, tuple], Any]) -> Handle:
         """Call `hook(module, args)` before forward; what it returns, if anything, replaces the positional arguments."""
-        Module._changes += 1
-        return Handle(self._forward_pre_hooks, hook)
+        return self._hooked(self._forward_pre_hooks, hook)
 
     def register_forward_hook(self, hook: Callable[[Any, tuple, Any], Any]) -> Handle:
         """Call `hook(module, args, output)` after forward; what it returns, if anything, replaces the output."""
-        Module._changes += 1
-        return Handle(self._forward_hooks, hook)
+        return self._hooked(self._forward_hooks, hook)
 
     def register_full_backward_hook(self, hook: Callable[[Any, tuple, tuple], Any]) -> Handle:
         """Call `hook(module, grad_input, grad_output)` when the gradients of this module's inputs are known.
@@ -422,8 +418,11 @@ class Module:
         Both are tuples of Tensors, None where there is no gradient; grad_input is that of the positional arguments.
         What the hook returns, if anything, replaces the gradient of the only input that has one.
         """
+        return self._hooked(self._backward_hooks, hook)
+
+    def _hooked(self, hooks: dict[int, Callable], hook: Callable) -> Handle:
         Module._changes += 1
-        return Handle(self._backward_hooks, hook)
+        return Handle(hooks, hook)
 
     # --- text -----------------------------------------------------------------------------------------------------
 
