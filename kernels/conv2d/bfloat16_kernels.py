@@ -16,7 +16,7 @@ from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
-from ..cpu.transforms import copy
+from ..cpu.transforms import fetch, move
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -28,6 +28,9 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 _DTYPES = ("bfloat16",)
 _TASKS = 16  # groups of images
+_STRIP = 3 << 13  # bytes of a strip of an image, half of the first-level cache,
+_AHEAD = 4
+_STRIP_ROWS = 4  # and the rows of output that it has at least
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _IMAGE_NUMBERS = 1 << 17  # and numbers of the images that each panel of them meets
 
@@ -180,40 +183,41 @@ def _fprop(task, x, panels, y, taps, rows, stride, padding, dilation, images, sp
 def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilation, at_once, bias, z, add, floor):
     """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
     n, h, w, c = x.shape
-    (_, p_size, q_size, _), r_size = y.shape, panels.shape[1]
-    height, columns = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, (q_size - 1) * stride[1] + taps
+    (_, p_size, q_size, _), reach = y.shape, (panels.shape[1] - 1) * dilation + 1
+    height, columns = (p_size - 1) * stride[0] + reach, (q_size - 1) * stride[1] + taps
     if padding == (0, 0) and height <= h and columns <= w and q_size >= rows:  # read in place
-        _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor)
+        _images(x[:0], x, 0, 0, panels, first, last, y, rows, stride, dilation, bias, z, add, floor)
         return
-    # Columns enough for tiles that hang over at the end.
-    seen = np.zeros((at_once, height, (max(q_size, MOST_ROWS) - 1) * stride[1] + taps, c), x.dtype)
+    columns = (max(q_size, MOST_ROWS) - 1) * stride[1] + taps  # enough for tiles that hang over at the end
+    strip = p_size
+    if at_once == 1:  # an image goes through the first-level cache in strips of equal height
+        fitting = max(_STRIP_ROWS, (_STRIP // (columns * c * x.itemsize) - reach) // stride[0] + 1)
+        strips = (p_size + fitting - 1) // fitting
+        strip = (p_size + strips - 1) // strips
+    seen = np.zeros((at_once, (strip - 1) * stride[0] + reach, columns, c), x.dtype)
     for i in range(0, n, at_once):
         j = min(i + at_once, n)
-        _pad(x[i:j], seen, padding)
-        _images(seen[: j - i], panels, first, last, y[i:j], rows, stride, dilation, bias, z[i:j], add, floor)
+        for p in range(0, p_size, strip):
+            _images(
+                x[i:j], seen[: j - i], p * stride[0] - padding[0], padding[1], panels, first, last,
+                y[i:j, p : p + strip], rows, stride, dilation, bias, z[i:j, p : p + strip], add, floor,
+            )  # fmt: skip
 
 
 @helper()
-def _pad(x, seen, padding):
-    """Copy images into the middle of `seen`, whose border is zero."""
-    n, h_size, w_size, _ = x.shape
-    left, right = padding[1], min(seen.shape[2], padding[1] + w_size)
-    if left < right:
-        for i in range(n):
-            for h in range(min(h_size, seen.shape[1] - padding[0])):
-                copy_run(x[i, h].reshape(-1), seen[i, padding[0] + h, left:right].reshape(-1))
-
-
-@helper()
-def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
+def _images(x, seen, above, left, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
+    """From x, which is copied into `seen`, row `above` of it into row 0; x is empty where `seen` has it all."""
     (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
-    c, size = x.shape[3], 2
-    step, line = stride[1] * c, x.shape[2] * c
+    c, size, reach = seen.shape[3], 2, (r_size - 1) * dilation + 1
+    step, line = stride[1] * c, seen.shape[2] * c
     for j in range(first, last):
         w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
         for row in range(n * p_size):
             i, p = divmod(row, p_size)
-            a = x.ctypes.data + i * x.strides[0] + p * stride[0] * line * size
+            top, copied = p * stride[0], (p - 1) * stride[0] + reach if p > 0 else 0
+            if j == first and len(x) > 0:
+                _pad(x[i], seen[i], max(top, copied), top + reach, above, left)
+            a = seen.ctypes.data + i * seen.strides[0] + top * line * size
             out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
             skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
             for q in range(0, q_size, rows):
@@ -225,10 +229,15 @@ def _images(x, panels, first, last, y, rows, stride, dilation, bias, z, add, flo
                 )  # fmt: skip
 
 
-@helper(inline=True)
-def copy_run(source, target):
-    """target = source[:target.size], of which whole vectors by vectors."""
-    whole = target.size // (2 * LANES) * LANES  # pairs
-    copy(source.ctypes.data, target.ctypes.data, whole, np.float32)
-    for i in range(2 * whole, target.size):
-        target[i] = source[i]
+@helper()
+def _pad(x, seen, first, last, above, left):
+    """Rows of `seen`, whose columns to the left and right of x are zero."""
+    pixel = x.strides[1]
+    skipped, columns = max(0, -left), min(seen.shape[1], left + x.shape[1]) - max(0, left)
+    for h in range(first, last):
+        source, target = x.ctypes.data + (above + h) * x.strides[0], seen.ctypes.data + h * seen.strides[0]
+        if columns > 0 and 0 <= above + h < x.shape[0]:
+            move(source + skipped * pixel, target + max(0, left) * pixel, columns * pixel)
+            fetch(source + _AHEAD * x.strides[0], x.strides[0])
+        else:
+            seen[h] = 0

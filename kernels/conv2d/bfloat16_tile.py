@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import load_bfloat16, store_bfloat16
@@ -72,11 +71,11 @@ def multiply_pairs_then(
         a, a_row, a_outer, b, b_outer, y, y_row, steps, outer, bias, z, z_row, add, floor, count = args[:15]
         tile = PairTile(builder, rows.literal_value, vectors.literal_value, types.float32)
         one, panel = (ir.Constant(INT64, n) for n in (1, tile.vectors * tile.width))
-        for i in range(tile.rows, 2 * tile.rows):  # the next tile's
-            _prefetch(builder, _places(tile, y, y_row, ir.Constant(INT64, i))[0], 1)
+        for i in range(2 * tile.rows, 3 * tile.rows):
+            tile.prefetch(_places(tile, y, y_row, ir.Constant(INT64, i))[0], True)
         with builder.if_then(add):
-            for i in range(tile.rows, 2 * tile.rows):  # the next tile's
-                _prefetch(builder, _places(tile, z, z_row, ir.Constant(INT64, i))[0], 0)
+            for i in range(2 * tile.rows, 3 * tile.rows):
+                tile.prefetch(_places(tile, z, z_row, ir.Constant(INT64, i))[0], False)
         tile.multiply(a, a_row, one, a_outer, b, panel, b_outer, steps, outer)
         with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(INT64, 0))):
             for v in range(tile.vectors):
@@ -96,15 +95,6 @@ def multiply_pairs_then(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 12, types.boolean, types.float32, types.int64, rows, vectors), emit
-
-
-def _prefetch(builder: ir.IRBuilder, address: Any, write: int) -> None:
-    """Ask for the cache line of an address, to be read or written."""
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    hints = (ir.Constant(number, n) for n in (write, 3, 1))  # to be kept in all caches; data, not code
-    builder.call(prefetch, [builder.inttoptr(address, byte), *hints])
 
 
 def _places(tile: PairTile, base: Any, row: Any, index: Any) -> list[Any]:

@@ -25,9 +25,10 @@ from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.microkernel import INT64, lanes, multiply_pairs_2d
 from ..cpu.parallel import parallel
+from ..cpu.transforms import move
 from ..memory import empty, to_nhwc
 from ..registry import kernel
-from .bfloat16_kernels import copy_run, in_pairs
+from .bfloat16_kernels import in_pairs
 from .packing import panel_width
 from .problem import CONV2D_WGRAD
 from .wgrad_kernels import unpack
@@ -121,7 +122,7 @@ def _interleaved(x, padding, height, versions, pairs, c, stride):
     for i in range(height):
         h = i - padding[0]
         if 0 <= h < h_size:
-            copy_run(x[h].reshape(-1), row)
+            move(x[h].ctypes.data, row.ctypes.data, row.size * row.itemsize)
             for v in range(versions):
                 for j in range(pairs):
                     a = line.ctypes.data + (2 * j * stride + v) * deep * 2

@@ -20,7 +20,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import config, event
+from numba.core import config, event, ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -38,6 +38,7 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 _SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
+_VIEWS = ("getitem", "static_getitem", "array.reshape", "array.view", "array.transpose", numba.carray)  # share memory
 _NOT_FOR_CPU = ("cuda", "interpreter")  # what begins like this: its edits change no CPU kernel
 
 
@@ -138,6 +139,26 @@ class _CallerLibrary(JITCodeLibrary):
                 function.linkage = "internal"
 
 
+def _owns_arrays(state: Any) -> bool:
+    """Whether a function makes an array, or is handed a new one: only then references to arrays are counted.
+
+    Numba counts one up and down at every slice, by a locked instruction on a number that lies beside the array: where
+    threads take rows of the same array, the line of that number goes from one to the other, at 0.1 microseconds each.
+    """
+
+    def counted(kind: Any) -> bool:
+        return state.targetctx.data_model_manager[kind].contains_nrt_meminfo()
+
+    if counted(state.return_type):
+        return True
+    for expression, signature in state.calltypes.items():
+        if isinstance(expression, ir.Expr) and signature is not None and counted(signature.return_type):
+            function = state.typemap[expression.func.name] if expression.op == "call" else None
+            if not (expression.op in _VIEWS or getattr(function, "typing_key", None) in _VIEWS):
+                return True
+    return False
+
+
 def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
     """Numba's own passes, with another library at their end."""
 
@@ -151,6 +172,8 @@ def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
         def run_pass(self, state: Any) -> bool:
             state.library = kind(state.targetctx.codegen(), state.func_id.func_qualname)
             state.library.enable_object_caching()
+            if not _owns_arrays(state):
+                state.flags.nrt, state.targetctx = False, state.targetctx.subtarget(enable_nrt=False)
             return True
 
     class Compiler(CompilerBase):

@@ -172,6 +172,14 @@ class Emitter:
             first, undefined, ir.Constant(ir.VectorType(_INT32, self.width), [0] * self.width)
         )
 
+    def prefetch(self, address, write: bool) -> None:
+        """Ask for the line of this address, to be read or written."""
+        builder, pointer = self.builder, ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        hints = [ir.Constant(_INT32, hint) for hint in (int(write), 3, 1)]  # near, data
+        builder.call(function, [builder.inttoptr(address, pointer), *hints])
+
 
 class Tile(Emitter):
     """Emits code for rows x vectors accumulators.
@@ -213,14 +221,6 @@ class Tile(Emitter):
         with self.builder.if_then(accumulate):
             self.add_rows(rows)
         self.write_rows(rows)
-
-    def prefetch(self, address, write: bool) -> None:
-        """Ask for the line of this address, to be read or written."""
-        builder, pointer = self.builder, ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        hints = [ir.Constant(_INT32, hint) for hint in (int(write), 3, 1)]  # near, data
-        builder.call(function, [builder.inttoptr(address, pointer), *hints])
 
     def add_rows(self, rows) -> None:
         """Add C, whose rows are at these addresses, to the accumulators."""

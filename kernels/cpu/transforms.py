@@ -92,6 +92,19 @@ def move(typing_context, source, target, size):
 
 
 @intrinsic
+def fetch(typing_context, source, size):
+    """Ask for so many bytes from an address on, which will be read soon; it need not be one that may be read."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, 64)
+        with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[1], line, intp=INT64) as (i, _):
+            emitter.prefetch(builder.add(args[0], i), False)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 2), emit
+
+
+@intrinsic
 def transpose_block(typing_context, source, source_row, target, target_row, dtype):
     """target[j, i] = source[i, j] for a square block as large as a vector; rows are runs of memory.
 

@@ -79,7 +79,7 @@ def _block(a, b, y, op):
 
 @helper(inline=True)
 def _panels(a, b, y, op, n):
-    zero = splat(np.float32(0), PANEL, np.zeros(0, np.float32).dtype)
+    zero = splat(np.float32(0), PANEL, np.float32)
     for i in range(0, n, PANEL):
         v, w = load(a[i:].ctypes.data, PANEL, a.dtype), load(b[i:].ctypes.data, PANEL, b.dtype)
         if op == _RELU:

@@ -54,8 +54,8 @@ def _max_rows(row, x, y, places, kernel, stride, padding, dilation):
 
 @helper()
 def _max_row(x, y, places, kernel, stride, top, left, dilation):
-    (height, width, channels), like = x.shape, np.empty(0, np.float32)
-    least, nowhere = splat(np.float32(-np.inf), PANEL, like.dtype), splat(np.int32(-1), PANEL, places.dtype)
+    height, width, channels = x.shape
+    least, nowhere = splat(np.float32(-np.inf), PANEL, np.float32), splat(np.int32(-1), PANEL, places.dtype)
     for q in range(y.shape[0]):
         for c in range(0, channels, PANEL):
             best, place = least, nowhere
@@ -94,8 +94,8 @@ def _gather_rows(row, dy, places, dx, kernel, stride, padding):
 
 @helper()
 def _gather_row(dy, places, dx, h, kernel, stride, padding):
-    (down, across, channels), width, like = dy.shape, dx.shape[0], np.empty(0, np.float32)
-    zero = splat(np.float32(0), PANEL, like.dtype)
+    (down, across, channels), width = dy.shape, dx.shape[0]
+    zero = splat(np.float32(0), PANEL, np.float32)
     p_first, p_last = windows(h, down, kernel[0], stride[0], padding[0])
     for w in range(width):
         q_first, q_last = windows(w, across, kernel[1], stride[1], padding[1])
@@ -139,11 +139,11 @@ def _average_rows(row, x, y, rows, cols, kernel, stride, padding):
 
 @helper()
 def _average_row(x, y, rows, cols, kernel, stride, top, left):
-    (height, width, channels), like = x.shape, np.empty(0, np.float32)
+    height, width, channels = x.shape
     for q in range(y.shape[0]):
-        share = splat(np.float32(1 / (rows * cols[q])), PANEL, like.dtype)
+        share = splat(np.float32(1 / (rows * cols[q])), PANEL, np.float32)
         for c in range(0, channels, PANEL):
-            total = splat(np.float32(0), PANEL, like.dtype)
+            total = splat(np.float32(0), PANEL, np.float32)
             for h in range(max(top, 0), min(top + kernel[0], height)):
                 for w in range(max(q * stride[1] - left, 0), min(q * stride[1] - left + kernel[1], width)):
                     total = total + load(x.ctypes.data + ((h * width + w) * channels + c) * x.itemsize, PANEL, x.dtype)
@@ -173,15 +173,15 @@ def _spread_rows(row, dy, dx, rows, cols, kernel, stride, padding):
 
 @helper()
 def _spread_row(dy, dx, h, rows, cols, kernel, stride, padding):
-    (down, across, channels), like = dy.shape, np.empty(0, np.float32)
+    down, across, channels = dy.shape
     p_first, p_last = windows(h, down, kernel[0], stride[0], padding[0])
     for w in range(dx.shape[0]):
         q_first, q_last = windows(w, across, kernel[1], stride[1], padding[1])
         for c in range(0, channels, PANEL):
-            total = splat(np.float32(0), PANEL, like.dtype)
+            total = splat(np.float32(0), PANEL, np.float32)
             for p in range(p_first, p_last + 1):
                 for q in range(q_first, q_last + 1):
-                    share = splat(np.float32(1 / (rows[p] * cols[q])), PANEL, like.dtype)
+                    share = splat(np.float32(1 / (rows[p] * cols[q])), PANEL, np.float32)
                     at = (p * across + q) * channels + c
                     total = total + load(dy.ctypes.data + at * dy.itemsize, PANEL, dy.dtype) * share
             store_as(dx.ctypes.data + (w * channels + c) * dx.itemsize, total, dx.dtype)
