@@ -29,8 +29,8 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 _DTYPES = ("bfloat16",)
 _TASKS = 16  # groups of images
 _STRIP = 3 << 13  # bytes of a strip of an image, half of the first-level cache,
-_AHEAD = 4
 _STRIP_ROWS = 4  # and the rows of output that it has at least
+_AHEAD = 4  # rows between the one that is copied and the one that is asked for, which comes while products are summed
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _IMAGE_NUMBERS = 1 << 17  # and numbers of the images that each panel of them meets
 
@@ -210,23 +210,24 @@ def _images(x, seen, above, left, panels, first, last, y, rows, stride, dilation
     (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
     c, size, reach = seen.shape[3], 2, (r_size - 1) * dilation + 1
     step, line = stride[1] * c, seen.shape[2] * c
-    for j in range(first, last):
+    near = last - first == len(panels)  # they stay in the second-level cache; else one meets all rows, then the next
+    for task in range((last - first) * n * p_size):
+        row, j = divmod(task, last - first) if near else divmod(task, n * p_size)[::-1]
+        (i, p), j = divmod(row, p_size), first + j
+        top, copied = p * stride[0], (p - 1) * stride[0] + reach if p > 0 else 0
+        if j == first and len(x) > 0:
+            _pad(x[i], seen[i], max(top, copied), top + reach, above, left)
         w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
-        for row in range(n * p_size):
-            i, p = divmod(row, p_size)
-            top, copied = p * stride[0], (p - 1) * stride[0] + reach if p > 0 else 0
-            if j == first and len(x) > 0:
-                _pad(x[i], seen[i], max(top, copied), top + reach, above, left)
-            a = seen.ctypes.data + i * seen.strides[0] + top * line * size
-            out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
-            skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
-            for q in range(0, q_size, rows):
-                q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
-                tile(
-                    rows, a + q * step * size, step // 2, dilation * line // 2, w, run * width,
-                    out + q * y.strides[2], y.strides[2] // size, run, r_size,
-                    shift, skip + q * z.strides[2], z.strides[2] // size, add, floor, q_size - q,
-                )  # fmt: skip
+        a = seen.ctypes.data + i * seen.strides[0] + top * line * size
+        out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
+        skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
+        for q in range(0, q_size, rows):
+            q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
+            tile(
+                rows, a + q * step * size, step // 2, dilation * line // 2, w, run * width,
+                out + q * y.strides[2], y.strides[2] // size, run, r_size,
+                shift, skip + q * z.strides[2], z.strides[2] // size, add, floor, q_size - q,
+            )  # fmt: skip
 
 
 @helper()
