@@ -20,10 +20,11 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import config, event, ir
+from numba.core import config, event, ir, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.extending import _Intrinsic
 from numba.core.typed_passes import AnnotateTypes
 
 # Threads that wait for work spin a little and then sleep. Waking one takes 45 microseconds, a spinning one 1: this many
@@ -38,7 +39,8 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 _SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
-_VIEWS = ("getitem", "static_getitem", "array.reshape", "array.view", "array.transpose", numba.carray)  # share memory
+# What makes no array, though one goes in or comes out: views (of arrays that are arguments), and our intrinsics.
+_VIEWS = ("getitem", "static_getitem", "array.reshape", "array.view", "array.transpose", numba.carray, len)
 _NOT_FOR_CPU = ("cuda", "interpreter")  # what begins like this: its edits change no CPU kernel
 
 
@@ -139,24 +141,31 @@ class _CallerLibrary(JITCodeLibrary):
                 function.linkage = "internal"
 
 
-def _owns_arrays(state: Any) -> bool:
-    """Whether a function makes an array, or is handed a new one: only then references to arrays are counted.
+def _counts_references(state: Any) -> bool:
+    """Whether a function must count references to arrays: it may make one, or return one.
 
     Numba counts one up and down at every slice, by a locked instruction on a number that lies beside the array: where
     threads take rows of the same array, the line of that number goes from one to the other, at 0.1 microseconds each.
+    Views, and calls of other kernels' functions that return no array, need none of it.
     """
 
-    def counted(kind: Any) -> bool:
-        return state.targetctx.data_model_manager[kind].contains_nrt_meminfo()
+    def counted(*kinds: Any) -> bool:
+        return any(state.targetctx.data_model_manager[kind].contains_nrt_meminfo() for kind in kinds)
 
-    if counted(state.return_type):
-        return True
     for expression, signature in state.calltypes.items():
-        if isinstance(expression, ir.Expr) and signature is not None and counted(signature.return_type):
-            function = state.typemap[expression.func.name] if expression.op == "call" else None
-            if not (expression.op in _VIEWS or getattr(function, "typing_key", None) in _VIEWS):
+        if signature is None or not counted(signature.return_type, *signature.args, *filter(None, [signature.recvr])):
+            continue
+        if isinstance(expression, ir.Expr):
+            name, function = expression.op, None
+            if name == "call":
+                function = state.typemap[expression.func.name]
+                name = getattr(function, "typing_key", None)
+            ours = isinstance(function, types.Dispatcher) or isinstance(name, _Intrinsic)
+            if not (name in _VIEWS or (ours and not counted(signature.return_type))):
                 return True
-    return False
+        elif counted(signature.args[-1]):  # x[...] = array
+            return True
+    return counted(state.return_type)
 
 
 def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
@@ -172,7 +181,7 @@ def _into(kind: type[JITCodeLibrary]) -> type[CompilerBase]:
         def run_pass(self, state: Any) -> bool:
             state.library = kind(state.targetctx.codegen(), state.func_id.func_qualname)
             state.library.enable_object_caching()
-            if not _owns_arrays(state):
+            if not _counts_references(state):
                 state.flags.nrt, state.targetctx = False, state.targetctx.subtarget(enable_nrt=False)
             return True
 
