@@ -15,24 +15,19 @@ import numpy as np
 from ..cpu.bfloat16 import bits
 from ..cpu.casts import cast
 from ..cpu.jit import helper
+from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import fetch, move
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
-from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
 from .direct_kernels import residues_are_convolutions
 from .numba_kernels import residues
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
+from .strips import multiply_strips
 
 _DTYPES = ("bfloat16",)
-_TASKS = 16  # groups of images
-_STRIP = 3 << 13  # bytes of a strip of an image, half of the first-level cache,
-_STRIP_ROWS = 4  # and the rows of output that it has at least
-_AHEAD = 4  # rows between the one that is copied and the one that is asked for, which comes while products are summed
-_LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
-_IMAGE_NUMBERS = 1 << 17  # and numbers of the images that each panel of them meets
+LANES = lanes(np.float32)
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
@@ -90,15 +85,7 @@ def _convolve(x, w, stride, padding, dilation, *more):
 def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
     """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
     panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
-    rows, n = tile_rows(y.shape[2], panels.shape[3]), x.shape[0]
-    if panels.nbytes > _LARGE_FILTERS:  # each panel meets several images, and tasks have some of the panels
-        images, splits = max(1, min(-(-n // 2), _IMAGE_NUMBERS // max(1, x[0].size))), 2
-    else:
-        images, splits = -(-n // _TASKS), 1
-    at_once, tasks = images if splits > 1 else 1, -(-n // images) * splits if n else 0
-    _fprop(
-        tasks, bits(x), panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, *follows(y, *more)
-    )
+    multiply_strips(bits(x).view(np.uint32), panels, y, taps, stride, padding, dilation, *follows(y, *more))
 
 
 def in_pairs(x):
@@ -166,79 +153,3 @@ def _pair_up(i, numbers, pairs):
 def _pair_rows(first, second, pairs):
     for l in range(pairs.size):
         pairs[l] = (first[l] >> np.uint32(16)) | (second[l] & np.uint32(0xFFFF0000))
-
-
-@parallel()
-def _fprop(task, x, panels, y, taps, rows, stride, padding, dilation, images, splits, at_once, bias, z, add, floor):
-    part, group = divmod(task, (x.shape[0] + images - 1) // images)
-    first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
-    start, stop = group * images, min((group + 1) * images, x.shape[0])
-    _fprop_images(
-        x[start:stop], panels, first, last, y[start:stop], taps, rows, stride, padding, dilation, at_once,
-        bias, z[start:stop], add, floor,
-    )  # fmt: skip
-
-
-@helper()
-def _fprop_images(x, panels, first, last, y, taps, rows, stride, padding, dilation, at_once, bias, z, add, floor):
-    """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
-    n, h, w, c = x.shape
-    (_, p_size, q_size, _), reach = y.shape, (panels.shape[1] - 1) * dilation + 1
-    height, columns = (p_size - 1) * stride[0] + reach, (q_size - 1) * stride[1] + taps
-    if padding == (0, 0) and height <= h and columns <= w and q_size >= rows:  # read in place
-        _images(x[:0], x, 0, 0, panels, first, last, y, rows, stride, dilation, bias, z, add, floor)
-        return
-    columns = (max(q_size, MOST_ROWS) - 1) * stride[1] + taps  # enough for tiles that hang over at the end
-    strip = p_size
-    if at_once == 1:  # an image goes through the first-level cache in strips of equal height
-        fitting = max(_STRIP_ROWS, (_STRIP // (columns * c * x.itemsize) - reach) // stride[0] + 1)
-        strips = (p_size + fitting - 1) // fitting
-        strip = (p_size + strips - 1) // strips
-    seen = np.zeros((at_once, (strip - 1) * stride[0] + reach, columns, c), x.dtype)
-    for i in range(0, n, at_once):
-        j = min(i + at_once, n)
-        for p in range(0, p_size, strip):
-            _images(
-                x[i:j], seen[: j - i], p * stride[0] - padding[0], padding[1], panels, first, last,
-                y[i:j, p : p + strip], rows, stride, dilation, bias, z[i:j, p : p + strip], add, floor,
-            )  # fmt: skip
-
-
-@helper()
-def _images(x, seen, above, left, panels, first, last, y, rows, stride, dilation, bias, z, add, floor):
-    """From x, which is copied into `seen`, row `above` of it into row 0; x is empty where `seen` has it all."""
-    (n, p_size, q_size, _), (_, r_size, run, width) = y.shape, panels.shape
-    c, size, reach = seen.shape[3], 2, (r_size - 1) * dilation + 1
-    step, line = stride[1] * c, seen.shape[2] * c
-    near = last - first == len(panels)  # they stay in the second-level cache; else one meets all rows, then the next
-    for task in range((last - first) * n * p_size):
-        row, j = divmod(task, last - first) if near else divmod(task, n * p_size)[::-1]
-        (i, p), j = divmod(row, p_size), first + j
-        top, copied = p * stride[0], (p - 1) * stride[0] + reach if p > 0 else 0
-        if j == first and len(x) > 0:
-            _pad(x[i], seen[i], max(top, copied), top + reach, above, left)
-        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * bias.itemsize if bias.size > 0 else 0
-        a = seen.ctypes.data + i * seen.strides[0] + top * line * size
-        out = y.ctypes.data + i * y.strides[0] + p * y.strides[1] + j * width * size
-        skip = z.ctypes.data + i * z.strides[0] + p * z.strides[1] + j * width * size
-        for q in range(0, q_size, rows):
-            q = max(0, min(q, q_size - rows))  # the last tile of a row computes some pixels again
-            tile(
-                rows, a + q * step * size, step // 2, dilation * line // 2, w, run * width,
-                out + q * y.strides[2], y.strides[2] // size, run, r_size,
-                shift, skip + q * z.strides[2], z.strides[2] // size, add, floor, q_size - q,
-            )  # fmt: skip
-
-
-@helper()
-def _pad(x, seen, first, last, above, left):
-    """Rows of `seen`, whose columns to the left and right of x are zero."""
-    pixel = x.strides[1]
-    skipped, columns = max(0, -left), min(seen.shape[1], left + x.shape[1]) - max(0, left)
-    for h in range(first, last):
-        source, target = x.ctypes.data + (above + h) * x.strides[0], seen.ctypes.data + h * seen.strides[0]
-        if columns > 0 and 0 <= above + h < x.shape[0]:
-            move(source + skipped * pixel, target + max(0, left) * pixel, columns * pixel)
-            fetch(source + _AHEAD * x.strides[0], x.strides[0])
-        else:
-            seen[h] = 0

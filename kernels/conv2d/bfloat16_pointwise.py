@@ -18,8 +18,8 @@ from ..cpu.transforms import fetch
 from ..kept import kept
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
-from .bfloat16_kernels import follows, paired
-from .bfloat16_tile import LANES, MOST_ROWS, tile, tile_rows
+from .bfloat16_kernels import LANES, follows, paired
+from .direct_tile import MOST_ROWS, tile, tile_rows
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP
 
@@ -103,23 +103,24 @@ def _multiply(x, panels, y, *more):
     bias, z, add, floor = follows(y, *more)
     x, y, z = (a.reshape(-1, a.shape[-1]) for a in (bits(x), y, z))
     panels = panels.view(np.uint32).reshape(len(panels), c // 2, -1)
-    rows = tile_rows(len(x), panels.shape[2])
+    vectors = panels.shape[2] // LANES
+    rows = tile_rows(len(x), vectors, True)
     # Blocks of pixels, and groups of panels, of almost the same size.
     blocks = max(1, len(x) // max(rows, min(448, _PIXELS // c // rows * rows)))
     groups = min(len(panels), -(-panels.size * 2 // _FILTERS))
-    _multiply_blocks(blocks * groups, x, panels, y, rows, blocks, groups, bias, z, add, floor)
+    _multiply_blocks(blocks * groups, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor)
 
 
 @parallel()
-def _multiply_blocks(task, x, panels, y, rows, blocks, groups, bias, z, add, floor):
+def _multiply_blocks(task, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor):
     b, g = divmod(task, groups)
     pixels = len(x) * b // blocks, len(x) * (b + 1) // blocks
     filters = len(panels) * g // groups, len(panels) * (g + 1) // groups
-    _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor)
+    _multiply_block(x, panels, y, rows, vectors, pixels, filters, bias, z, add, floor)
 
 
 @helper()
-def _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor):
+def _multiply_block(x, panels, y, rows, vectors, pixels, filters, bias, z, add, floor):
     (_, steps, width), k, size = panels.shape, y.shape[1], 2
     bias_at, row = bias.ctypes.data, x.shape[1] * size
     share = rows * row // (filters[1] - filters[0])
@@ -130,6 +131,6 @@ def _multiply_block(x, panels, y, rows, pixels, filters, bias, z, add, floor):
             fetch(a + rows * row + (j - filters[0]) * share, share)  # of the next pixels
             shift, at = bias_at + j * width * 4 if bias.size > 0 else 0, (i * k + j * width) * size
             tile(
-                rows, a, steps, 0, panels[j].ctypes.data, 0, y.ctypes.data + at, k, steps, 1,
-                shift, z.ctypes.data + at, k, add, floor, rows,
+                rows, vectors, a, steps, 0, panels[j].ctypes.data, 0, y.ctypes.data + at, k, steps, 1,
+                shift, z.ctypes.data + at, k, add, floor, rows, y.dtype,
             )  # fmt: skip

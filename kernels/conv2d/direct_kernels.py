@@ -8,7 +8,8 @@ next output pixel begins v*C numbers later. So a tile of neighbouring output pix
             their taps and are a convolution of their own
     wgrad   dw[r, (s c), k] = sum over p, q of row_(p+r)[q*v*C + (s c)] * dy[p, q, k]
 
-Each image is copied once into a padded buffer that stays in the cache; the patches of im2col are R*S copies.
+Images are copied, strip by strip, into a padded buffer that stays in the cache (strips.py); the patches of im2col are
+R*S copies.
 Needs: columns not dilated, groups=1, and (for whole vectors) a multiple of the vector width of output channels.
 """
 
@@ -22,10 +23,11 @@ from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
-from .epilogue import epilogue, multiply_tile_then
+from .epilogue import epilogue
 from .numba_kernels import residues, taps_of_residue
 from .packing import pack, panel_width
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
+from .strips import multiply_strips
 
 # Rows of a tile. Eight rows at any stride leave registers for their addresses (sixteen ran at 0.6 of the speed);
 # rows of a transposed tile lie side by side and need no addresses of their own.
@@ -72,9 +74,8 @@ def convolve_direct(x, w, stride, padding, dilation, *follows):
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
-    _fprop(
-        len(x), x, _runs(pack(w, False)), memory, w.shape[3], stride, padding, dilation[0], *epilogue(memory, *follows)
-    )  # fmt: skip
+    panels, after = _runs(pack(w, False)), epilogue(memory, *follows)
+    multiply_strips(x, panels, memory, w.shape[3], stride, padding, dilation[0], *after)
     return y
 
 
@@ -85,7 +86,8 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
         chosen = _runs(panels[:, r_taps][:, :, s_taps])
-        _fprop(len(dy), dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0], *epilogue(part))
+        before = (-rows[0], -cols[0])
+        multiply_strips(dy, chosen, part, len(s_taps), (1, 1), before, dilation[0], *epilogue(part))
     return dx
 
 
@@ -114,49 +116,8 @@ def _runs(panels):
     return np.ascontiguousarray(panels).reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
-@parallel()
-def _fprop(n, x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
-    _fprop_image(x[n], panels, y[n], taps, stride, padding, dilation, bias, z[n], add, floor)
-
-
 @helper()
-def _fprop_image(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
-    c, (p_size, q_size, _), (n_panels, r_size, run, width) = x.shape[2], y.shape, panels.shape
-    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
-    wide = width * x.itemsize > _VECTOR_BYTES
-    tile = np.empty((_ROWS, width), x.dtype)
-    step, line = stride[1] * c, rows.shape[1] * c
-    for j in range(n_panels):
-        w, shift = panels[j].ctypes.data, bias.ctypes.data + j * width * x.itemsize if bias.size > 0 else 0
-        for p in range(p_size):
-            for q in range(0, q_size, _ROWS):
-                whole = q + _ROWS <= q_size
-                a = rows.ctypes.data + (p * stride[0] * line + q * step) * x.itemsize
-                place = y.ctypes.data + p * y.strides[0] + q * y.strides[1] + j * width * x.itemsize
-                out, out_row = (place, y.strides[1] // x.itemsize) if whole else (tile.ctypes.data, width)
-                skip = z.ctypes.data + (place - y.ctypes.data) if whole else tile.ctypes.data
-                if add and not whole:
-                    for m in range(q_size - q):
-                        for l in range(width):
-                            tile[m, l] = z[p, q + m, j * width + l]
-                if wide:
-                    multiply_tile_then(
-                        a, step, 1, dilation * line, w, width, run * width,
-                        out, out_row, run, r_size, shift, skip, out_row, add, floor, _ROWS, 2, x.dtype,
-                    )  # fmt: skip
-                else:
-                    multiply_tile_then(
-                        a, step, 1, dilation * line, w, width, run * width,
-                        out, out_row, run, r_size, shift, skip, out_row, add, floor, _ROWS, 1, x.dtype,
-                    )  # fmt: skip
-                if not whole:
-                    for m in range(q_size - q):
-                        for l in range(width):
-                            y[p, q + m, j * width + l] = tile[m, l]
-
-
-@helper()
-def padded(x, height, q_size, taps, stride, padding):
+def _padded(x, height, q_size, taps, stride, padding):
     """The rows that the windows see, zeros around, and columns enough for tiles that hang over at the end."""
     h_size, _, c = x.shape
     columns = ((q_size + _MOST_ROWS - 1) // _MOST_ROWS * _MOST_ROWS - 1) * stride + taps + (_MOST_ROWS + c - 1) // c
@@ -186,7 +147,7 @@ def _wgrad(t, x, dy, partial, taps, stride, padding, dilation):
 @helper()
 def _wgrad_image(x, dy, dw, taps, stride, padding, dilation):
     c, (p_size, q_size, k), (r_size, run, _) = x.shape[2], dy.shape, dw.shape
-    rows = padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
+    rows = _padded(x, (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1, q_size, taps, stride[1], padding)
     step, line, vector = stride[1] * c, rows.shape[1] * c, _VECTOR_BYTES // x.itemsize
     wide = k % (2 * vector) == 0
     tile_rows, width = (_ROWS, 2 * vector) if wide else (_TRANSPOSED_ROWS, vector)

@@ -2,7 +2,8 @@
 
 An epilogue is four arguments of the convolutions in this folder: the bias (K,), of no numbers where nothing follows; z,
 which lies like y (y itself where there is none); whether z is added; the floor of what is written, 0 for a ReLU, else
--inf. Register tiles take it in `multiply_tile_then`, Winograd's outputs, without z, in `outputs_then`.
+-inf. Register tiles take it in `multiply_then` (direct_tile.py) and `multiply_gathered_then`, Winograd's outputs,
+without z, in `outputs_then`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..cpu.microkernel import INT64, Emitter, Tile, literal
@@ -32,49 +32,6 @@ def raised(emitter: Emitter, value: Any, least: Any) -> Any:
     """max(value, least), of vectors in the code that is being emitted; a NaN stays one. Said so, it is x86's vmaxps."""
     above = emitter.builder.fcmp_ordered(">", least, value)
     return emitter.builder.select(above, least, value)
-
-
-@intrinsic
-def multiply_tile_then(
-    typing_context,
-    a,
-    a_row,
-    a_step,
-    a_outer,
-    b,
-    b_step,
-    b_outer,
-    c,
-    c_row,
-    steps,
-    outer,
-    bias,
-    z,
-    z_row,
-    add,
-    floor,
-    rows,
-    vectors,
-    dtype,
-):
-    """`multiply_tile_2d`, that overwrites C, with an epilogue.
-
-    bias, z: the addresses of what belongs to the tile's first output; nothing follows where bias is 0. z_row: the
-    stride between rows of z.
-    """
-    if not literal(rows, vectors):
-        return None  # Numba asks again with literal types
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        a, a_row, a_step, a_outer, b, b_step, b_outer, c, c_row, steps, outer, bias, z, z_row, add, floor = args[:16]
-        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
-        tile.multiply(a, a_row, a_step, a_outer, b, b_step, b_outer, steps, outer)
-        skips = [tile.at(z, i, z_row) for i in range(tile.rows)]
-        _finish(tile, bias, skips, add, floor)
-        tile.write(c, c_row, cgutils.false_bit)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 14, types.boolean, dtype.dtype, rows, vectors, dtype), emit
 
 
 def _finish(tile: Tile, bias: Any, skips: list[Any], add: Any, floor: Any) -> None:
