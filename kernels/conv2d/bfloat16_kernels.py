@@ -22,12 +22,13 @@ from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .direct_kernels import residues_are_convolutions
 from .numba_kernels import residues
-from .packing import pack
+from .packing import of_residue, panel_width
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .strips import multiply_strips
 
 _DTYPES = ("bfloat16",)
 LANES = lanes(np.float32)
+_PAIRS = 16  # of a filter, for a task that lays them out
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
@@ -129,27 +130,31 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = paired(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        chosen = np.ascontiguousarray(panels[:, r_taps][:, :, s_taps])
-        _multiply(dy, chosen, part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
+        _multiply(dy, of_residue(panels, r_taps, s_taps), part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
     return dx
 
 
 @kept
 def paired(w, turned):
-    """w (K, C, R, S) -> (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
-    panels = pack(cast(w, np.float32), turned)
-    *shape, c, width = panels.shape
-    pairs = empty((*shape, c // 2, width), np.uint32)
-    _pair_up(pairs.size // width, panels.view(np.uint32).reshape(-1, 2, width), pairs.reshape(-1, width))
+    """`pack`, of bfloat16: (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+    outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
+    width = panel_width(outputs, np.dtype(np.float32))
+    pairs = empty((outputs // width, *w.shape[2:], inputs // 2, width), np.uint32)
+    filters = bits(np.ascontiguousarray(w)).reshape(*w.shape[:2], -1)
+    _pair(
+        outputs // width * -(-inputs // (2 * _PAIRS)), filters, turned, pairs.reshape(len(pairs), -1, *pairs.shape[3:])
+    )
     return pairs
 
 
 @parallel()
-def _pair_up(i, numbers, pairs):
-    _pair_rows(numbers[i, 0], numbers[i, 1], pairs[i])
-
-
-@helper(inline=True)
-def _pair_rows(first, second, pairs):
-    for l in range(pairs.size):
-        pairs[l] = (first[l] >> np.uint32(16)) | (second[l] & np.uint32(0xFFFF0000))
+def _pair(task, w, turned, pairs):
+    j, block = divmod(task, (pairs.shape[2] + _PAIRS - 1) // _PAIRS)
+    first, last = block * _PAIRS, min((block + 1) * _PAIRS, pairs.shape[2])
+    output, taps = j * pairs.shape[3], w.shape[2]
+    for i in range(first, last):
+        for t in range(taps):
+            if turned:
+                _pair_pixels(w[2 * i, output:, t], w[2 * i + 1, output:, t], pairs[j, taps - 1 - t, i])
+            else:
+                _pair_pixels(w[output:, 2 * i, t], w[output:, 2 * i + 1, t], pairs[j, t, i])

@@ -21,7 +21,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import bits
-from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.microkernel import INT64, lanes, multiply_pairs_2d
 from ..cpu.parallel import parallel
@@ -29,9 +28,8 @@ from ..cpu.transforms import move
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .bfloat16_kernels import in_pairs
-from .packing import panel_width
+from .packing import panel_width, unpacked
 from .problem import CONV2D_WGRAD
-from .wgrad_kernels import unpack
 
 _ROWS, _NARROW_ROWS = 8, 16  # of a tile of two vectors, and of one: as many sums under way
 _LANES = lanes(np.float32)
@@ -65,8 +63,8 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
     partial = np.zeros((splits, r, columns, wide, k), np.float32)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
-    total = partial.sum(0)[:, :, :deep].reshape(r, s, x.shape[3], k)
-    return _rounded(np.ascontiguousarray(total[:, :, :c]))
+    strides = k, columns * wide * k, (wide if columns > 1 else x.shape[3]) * k
+    return unpacked(partial.reshape(splits, -1), strides, (k, c, r, s), ml_dtypes.bfloat16)
 
 
 @parallel()
@@ -177,16 +175,8 @@ def wgrad_parts_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw)
     parts = empty((*kernel_hw, c, k), np.float32)
     tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
     _sum_parts(tasks, x, panels, parts, n * p * q, p, q, stride, padding, dilation)
-    return _rounded(parts)
-
-
-def _rounded(parts):
-    """(R, S, C, K) float32 -> (K, C, R, S) bfloat16."""
-    r, s, c, k = parts.shape
-    dw = np.zeros((k, c, r, s), np.float32)
-    width = panel_width(k, parts.dtype)
-    unpack(k // width, parts, dw, width)
-    return cast(dw, ml_dtypes.bfloat16)
+    strides = k, kernel_hw[1] * c * k, c * k
+    return unpacked(parts.reshape(1, -1), strides, (k, c, *kernel_hw), ml_dtypes.bfloat16)
 
 
 @parallel()

@@ -25,7 +25,7 @@ from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue
 from .numba_kernels import residues, taps_of_residue
-from .packing import pack, panel_width
+from .packing import of_residue, pack, panel_width, unpacked
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 from .strips import multiply_strips
 
@@ -85,7 +85,7 @@ def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
-        chosen = _runs(panels[:, r_taps][:, :, s_taps])
+        chosen = _runs(of_residue(panels, r_taps, s_taps))
         before = (-rows[0], -cols[0])
         multiply_strips(dy, chosen, part, len(s_taps), (1, 1), before, dilation[0], *epilogue(part))
     return dx
@@ -107,13 +107,12 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
-    return np.ascontiguousarray(partial.sum(0)[:, : s * c].reshape(r, s, c, k).transpose(3, 2, 0, 1))
+    return unpacked(partial.reshape(splits, -1), (k, taps * k, c * k), (k, c, r, s), x.dtype)
 
 
 def _runs(panels):
-    """(panels, R, S, C, width) -> (panels, R, S*C, width): a filter's row is one run. (Taps chosen by NumPy come back
-    in memory of another order.)"""
-    return np.ascontiguousarray(panels).reshape(*panels.shape[:2], -1, panels.shape[-1])
+    """(panels, R, S, C, width) -> (panels, R, S*C, width): a filter's row is one run."""
+    return panels.reshape(*panels.shape[:2], -1, panels.shape[-1])
 
 
 @helper()

@@ -14,7 +14,7 @@ from ..registry import kernel
 from .epilogue import epilogue
 from .gathered import multiply_gathered
 from .numba_kernels import residues
-from .packing import pack
+from .packing import of_residue, pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
 
@@ -68,6 +68,5 @@ def dgrad_gathered_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
-        chosen = np.ascontiguousarray(panels[:, r_taps][:, :, s_taps])
-        multiply_gathered(dy, chosen, part, rows, cols, (1, 1), *epilogue(part))
+        multiply_gathered(dy, of_residue(panels, r_taps, s_taps), part, rows, cols, (1, 1), *epilogue(part))
     return dx

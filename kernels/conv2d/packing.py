@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..cpu.bfloat16 import bits
 from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import copy, transpose_block
+from ..cpu.transforms import copy, move, transpose_block
+from ..cpu.vectors import load, store_as
 from ..kept import kept
 from ..memory import empty
 
 _VECTOR_BYTES, _LINE = simd().vector_bytes, 64
+_FLOATS = lanes(np.float32)
 
 
 def panel_width(k, dtype):
@@ -26,13 +29,22 @@ def panel_width(k, dtype):
 
 @kept
 def pack(w, turned):
-    """w (K, C, R, S) -> (panels of K, R, S, C, width), or turned: (panels of C, R, S, K, width)."""
+    """w (K, C, R, S) -> (panels of K, R, S, C, width), turned with the last tap first: (panels of C, R, S, K, width)."""
     w = np.ascontiguousarray(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
     panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
     _pack(len(panels), w, turned, panels)
     return panels
+
+
+def of_residue(panels, r_taps, s_taps):
+    """Of filters turned round: those taps of `numba_kernels.residues`. Without a stride nothing is copied."""
+    r, s = panels.shape[1:3]
+    rows, columns = (range(n)[n - 1 - t[0] :: t[0] - t[1] if t[1:] else n] for n, t in ((r, r_taps), (s, s_taps)))
+    return np.ascontiguousarray(
+        panels[:, rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
+    )
 
 
 @helper(inline=True)
@@ -97,7 +109,8 @@ def _pack_panel(w, turned, j, panel):
     for i in range(inputs):
         for t in range(rs):
             source = taps.ctypes.data + (i * rs + t) * width * size
-            copy(source, panel.ctypes.data + (t * inputs + i) * width * size, width, w.dtype)
+            tap = rs - 1 - t if turned else t
+            copy(source, panel.ctypes.data + (tap * inputs + i) * width * size, width, w.dtype)
 
 
 @helper()
@@ -116,3 +129,49 @@ def add_transposed(taps, rows, width, dw, at, row):
                 for m in range(vector):
                     for i in range(rows - j):
                         flat[at + (l + m) * row + j + i] += taps[(j + i) * width + l + m]
+
+
+def unpacked(parts, strides, shape, dtype):
+    """dw (K, C, R, S), of this shape and dtype, from partial sums of wgrad: added up, in order, and laid out.
+
+    parts: (how many, numbers of each), float32 for a `dtype` of bfloat16; strides: of C, R and S in one of them, in
+    which K are side by side, a whole number of vectors.
+    """
+    dw = empty(shape, dtype)
+    _unpack(shape[0] // lanes(parts.dtype), parts, bits(dw), strides)
+    return dw
+
+
+@parallel()
+def _unpack(j, parts, dw, strides):
+    _unpack_filters(parts, dw, strides, j * (_VECTOR_BYTES // parts.itemsize))
+
+
+@helper()
+def _unpack_filters(parts, dw, strides, first):
+    """As many filters of dw as a vector has numbers: blocks of as many of their taps are summed, then transposed."""
+    (_, c, r, s), vector = dw.shape, _VECTOR_BYTES // parts.itemsize
+    columns, flat = c * r * s, dw.reshape(-1)
+    block, turned = aligned(vector * vector, parts), aligned(vector * vector, parts)
+    for start in range(0, columns, vector):
+        count = min(vector, columns - start)
+        for i in range(count):
+            channel, tap = divmod(start + i, r * s)
+            at = channel * strides[0] + tap // s * strides[1] + tap % s * strides[2] + first
+            for l in range(vector):
+                block[i * vector + l] = parts[0, at + l]
+            for m in range(1, parts.shape[0]):
+                for l in range(vector):
+                    block[i * vector + l] += parts[m, at + l]
+        transpose_block(block.ctypes.data, vector, turned.ctypes.data, vector, parts.dtype)
+        for l in range(vector):
+            source, at = turned.ctypes.data + l * vector * parts.itemsize, (first + l) * columns + start
+            if parts.itemsize > dw.itemsize:  # to bfloat16
+                row = load(source, _FLOATS, parts.dtype)
+                if count == vector:
+                    store_as(flat.ctypes.data + at * 2, row, dw.dtype)
+                    continue
+                store_as(source, row, dw.dtype)
+                move(source, flat.ctypes.data + at * 2, count * 2)
+            else:
+                move(source, flat.ctypes.data + at * dw.itemsize, count * dw.itemsize)

@@ -18,7 +18,7 @@ from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
 from ..registry import kernel
-from .packing import add_transposed, aligned, panel_width
+from .packing import aligned, panel_width, unpacked
 from .problem import CONV2D_WGRAD
 
 _CHANNELS, _PIXELS, _PANELS = 32, 128, 4  # channels and panels of a task, pixels of its blocks
@@ -54,9 +54,7 @@ def wgrad_parts_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     parts = empty((*kernel_hw, c, k), x.dtype)
     tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
     _sum_parts(tasks, x, panels, parts, p, q, stride, padding, dilation)
-    dw = np.zeros((k, c, *kernel_hw), x.dtype)
-    unpack(len(dw) // width, parts, dw, width)
-    return dw
+    return unpacked(parts.reshape(1, -1), (k, kernel_hw[1] * c * k, c * k), (k, c, *kernel_hw), x.dtype)
 
 
 @parallel()
@@ -118,22 +116,3 @@ def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
         source = x.ctypes.data + (((n * h_size + h) * w_size + w) * c + channel) * x.itemsize
         target = seen.ctypes.data + i * channels * x.itemsize
         copy(source if inside else zeros.ctypes.data, target, channels, x.dtype)
-
-
-@parallel()
-def unpack(j, parts, dw, width):
-    """dw (K, C, R, S) += parts (R, S, C, K)"""
-    _unpack_panel(parts, dw, j * width, width)
-
-
-@helper()
-def _unpack_panel(parts, dw, first, width):
-    r_size, s_size, c, _ = parts.shape
-    taps = r_size * s_size
-    rows = aligned(c * taps * width, dw)
-    for r in range(r_size):
-        for s in range(s_size):
-            for i in range(c):
-                at = (i * taps + r * s_size + s) * width
-                copy(parts[r, s, i, first:].ctypes.data, rows.ctypes.data + at * dw.itemsize, width, dw.dtype)
-    add_transposed(rows, c * taps, width, dw, first * c * taps, c * taps)
