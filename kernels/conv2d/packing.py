@@ -29,7 +29,7 @@ def panel_width(k, dtype):
 
 @kept
 def pack(w, turned):
-    """w (K, C, R, S) -> (panels of K, R, S, C, width), turned with the last tap first: (panels of C, R, S, K, width)."""
+    """w (K, C, R, S) -> (panels of K, R, S, C, width), turned, last tap first: (panels of C, R, S, K, width)."""
     w = np.ascontiguousarray(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
