@@ -63,7 +63,7 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
     partial = np.zeros((splits, r, columns, wide, k), np.float32)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
-    strides = k, columns * wide * k, (wide if columns > 1 else x.shape[3]) * k
+    strides = panel_width(k, partial.dtype), k, columns * wide * k, (wide if columns > 1 else x.shape[3]) * k
     return unpacked(partial.reshape(splits, -1), strides, (k, c, r, s), ml_dtypes.bfloat16)
 
 
@@ -175,7 +175,7 @@ def wgrad_parts_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw)
     parts = empty((*kernel_hw, c, k), np.float32)
     tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
     _sum_parts(tasks, x, panels, parts, n * p * q, p, q, stride, padding, dilation)
-    strides = k, kernel_hw[1] * c * k, c * k
+    strides = width, k, kernel_hw[1] * c * k, c * k
     return unpacked(parts.reshape(1, -1), strides, (k, c, *kernel_hw), ml_dtypes.bfloat16)
 
 

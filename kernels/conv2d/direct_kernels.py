@@ -107,7 +107,7 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
     partial = np.zeros((splits, r, taps, k), x.dtype)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
-    return unpacked(partial.reshape(splits, -1), (k, taps * k, c * k), (k, c, r, s), x.dtype)
+    return unpacked(partial.reshape(splits, -1), (panel_width(k, x.dtype), k, taps * k, c * k), (k, c, r, s), x.dtype)
 
 
 def _runs(panels):

@@ -14,12 +14,13 @@ from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, move, transpose_block
-from ..cpu.vectors import load, store_as
+from ..cpu.vectors import load, store, store_as
 from ..kept import kept
 from ..memory import empty
 
 _VECTOR_BYTES, _LINE = simd().vector_bytes, 64
 _FLOATS = lanes(np.float32)
+_HALF = _FLOATS // 2  # divides what vectors of float64 hold, too
 
 
 def panel_width(k, dtype):
@@ -134,44 +135,48 @@ def add_transposed(taps, rows, width, dw, at, row):
 def unpacked(parts, strides, shape, dtype):
     """dw (K, C, R, S), of this shape and dtype, from partial sums of wgrad: added up, in order, and laid out.
 
-    parts: (how many, numbers of each), float32 for a `dtype` of bfloat16; strides: of C, R and S in one of them, in
-    which K are side by side, a whole number of vectors.
+    parts: (how many, numbers of each), float32 for a `dtype` of bfloat16; strides: of panels of K (`panel_width`), C, R
+    and S in one of them. K is a whole number of vectors.
     """
-    dw = empty(shape, dtype)
-    _unpack(shape[0] // lanes(parts.dtype), parts, bits(dw), strides)
+    dw, width = empty(shape, dtype), panel_width(shape[0], parts.dtype)
+    _unpack(shape[0] // width, parts, bits(dw), strides, width)
     return dw
 
 
 @parallel()
-def _unpack(j, parts, dw, strides):
-    _unpack_filters(parts, dw, strides, j * (_VECTOR_BYTES // parts.itemsize))
+def _unpack(j, parts, dw, strides, width):
+    _unpack_panel(parts, dw, strides, width, j)
 
 
 @helper()
-def _unpack_filters(parts, dw, strides, first):
-    """As many filters of dw as a vector has numbers: blocks of as many of their taps are summed, then transposed."""
-    (_, c, r, s), vector = dw.shape, _VECTOR_BYTES // parts.itemsize
-    columns, flat = c * r * s, dw.reshape(-1)
-    block, turned = aligned(vector * vector, parts), aligned(vector * vector, parts)
-    for start in range(0, columns, vector):
-        count = min(vector, columns - start)
-        for i in range(count):
-            channel, tap = divmod(start + i, r * s)
-            at = channel * strides[0] + tap // s * strides[1] + tap % s * strides[2] + first
-            for l in range(vector):
-                block[i * vector + l] = parts[0, at + l]
-            for m in range(1, parts.shape[0]):
-                for l in range(vector):
-                    block[i * vector + l] += parts[m, at + l]
-        transpose_block(block.ctypes.data, vector, turned.ctypes.data, vector, parts.dtype)
-        for l in range(vector):
-            source, at = turned.ctypes.data + l * vector * parts.itemsize, (first + l) * columns + start
-            if parts.itemsize > dw.itemsize:  # to bfloat16
-                row = load(source, _FLOATS, parts.dtype)
-                if count == vector:
-                    store_as(flat.ctypes.data + at * 2, row, dw.dtype)
-                    continue
-                store_as(source, row, dw.dtype)
-                move(source, flat.ctypes.data + at * 2, count * 2)
-            else:
-                move(source, flat.ctypes.data + at * dw.itemsize, count * dw.itemsize)
+def _unpack_panel(parts, dw, strides, width, panel):
+    """The filters of a panel: their taps are summed in rows of `width`, which are then transposed in square blocks."""
+    (_, c, r_size, s_size), vector, size = dw.shape, _VECTOR_BYTES // parts.itemsize, parts.itemsize
+    taps = r_size * s_size
+    columns = c * taps
+    rows, turned = aligned((columns + vector) * width, parts), aligned(vector * vector, parts)
+    for t in range(taps):
+        tap = panel * strides[0] + t // s_size * strides[2] + t % s_size * strides[3]
+        for i in range(c):
+            source, target = parts.ctypes.data + (tap + i * strides[1]) * size, (i * taps + t) * width * size
+            for l in range(0, width * size, _HALF * size):
+                total = load(source + l, _HALF, parts.dtype)
+                for m in range(1, parts.shape[0]):
+                    total = total + load(source + m * parts.strides[0] + l, _HALF, parts.dtype)
+                store(rows.ctypes.data + target + l, total)
+    for l in range(0, width, vector):
+        for j in range(0, columns, vector):
+            source, at = rows.ctypes.data + (j * width + l) * size, (panel * width + l) * columns + j
+            target, count = dw.ctypes.data + at * dw.itemsize, min(vector, columns - j)
+            if count == vector and dw.itemsize == size:
+                transpose_block(source, width, target, columns, parts.dtype)
+                continue
+            transpose_block(source, width, turned.ctypes.data, vector, parts.dtype)
+            for m in range(vector):
+                line = turned.ctypes.data + m * vector * size
+                if dw.itemsize < size:  # to bfloat16
+                    numbers = load(line, _FLOATS, parts.dtype)
+                    store_as(line if count < vector else target, numbers, dw.dtype)
+                if count < vector or dw.itemsize == size:
+                    move(line, target, count * dw.itemsize)
+                target += columns * dw.itemsize

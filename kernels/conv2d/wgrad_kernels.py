@@ -54,7 +54,7 @@ def wgrad_parts_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     parts = empty((*kernel_hw, c, k), x.dtype)
     tasks = kernel_hw[0] * kernel_hw[1] * -(-c // _CHANNELS) * -(-len(panels) // _PANELS)
     _sum_parts(tasks, x, panels, parts, p, q, stride, padding, dilation)
-    return unpacked(parts.reshape(1, -1), (k, kernel_hw[1] * c * k, c * k), (k, c, *kernel_hw), x.dtype)
+    return unpacked(parts.reshape(1, -1), (width, k, kernel_hw[1] * c * k, c * k), (k, c, *kernel_hw), x.dtype)
 
 
 @parallel()

@@ -9,8 +9,6 @@ many channels are a multiple of 4096 bytes apart and push each other out. The sh
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile
@@ -18,7 +16,7 @@ from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from ..memory import empty, to_nhwc
 from ..registry import kernel
-from .packing import add_transposed, aligned, panel_width
+from .packing import aligned, panel_width, unpacked
 from .problem import CONV2D_WGRAD
 
 _CHANNELS, _BLOCK, _PIXELS = 128, 512, 128  # channels of a task, pixels of a block and of its parts
@@ -45,11 +43,10 @@ def wgrad_pointwise(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     (n, p, q, k), c = dy.shape, x.shape[3]
     # Shared out by shape alone, never by threads: the same bits on any machine.
     shares = max(1, min(_MOST_SHARES, n * p * q // _LEAST_PIXELS, _PARTIALS // (c * k)))
-    width, dw = panel_width(k, x.dtype), np.zeros((k, c, 1, 1), x.dtype)
+    width = panel_width(k, x.dtype)
     partial = empty((shares, k // width, c, width), x.dtype)
     _multiply(shares * -(-c // _CHANNELS), x, dy, partial, stride, width)
-    _sum(k // width, partial, dw)
-    return dw
+    return unpacked(partial.reshape(shares, -1), (c * width, width, 0, 0), (k, c, 1, 1), x.dtype)
 
 
 @parallel()
@@ -99,17 +96,3 @@ def _lay_out(x, seen, p, q, stride, channel, channels, start, count):
         target = seen.ctypes.data + i * _SIDE_BY_SIDE * x.itemsize
         for first in range(0, channels * x.itemsize, _SIDE_BY_SIDE * x.itemsize):
             copy(source + first, target + first * _BLOCK, _SIDE_BY_SIDE, x.dtype)
-
-
-@parallel()
-def _sum(j, partial, dw):
-    _sum_panel(partial, dw, j)
-
-
-@helper()
-def _sum_panel(partial, dw, j):
-    shares, _, c, width = partial.shape
-    total = partial[0, j].reshape(-1)
-    for s in range(1, shares):
-        total += partial[s, j].reshape(-1)
-    add_transposed(total, c, width, dw, j * width * c, c)
