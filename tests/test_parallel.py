@@ -9,6 +9,7 @@ import pytest
 from minires.kernels.cpu import jit
 from minires.kernels.cpu.parallel import parallel
 from numba import types
+from numba.core.runtime import _nrt_python
 
 
 @jit.helper()
@@ -32,6 +33,31 @@ def _fails(i, y):
 @parallel()
 def _task(task, launch):
     launch[task] += task
+
+
+@jit.helper()
+def _copied(x, y):
+    flat = x.reshape(-1)
+    for j in range(len(flat)):
+        y[j] = flat[j : j + 1].view(y.dtype)[0]
+
+
+@parallel()
+def _views(i, x, y):
+    _copied(x[i], y[i])
+
+
+@jit.helper()
+def _scratch(x):
+    z = np.zeros(x.size, x.dtype)
+    z[:] = x
+    return z
+
+
+@parallel()
+def _makes(i, x, y):
+    y[i] = _scratch(x[i]) * 2
+    y[i, 0] += x[i][x[i] > 0].sum()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 100])
@@ -108,3 +134,27 @@ def test_a_second_process_takes_it_from_the_cache(tmp_path, layer):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [layer, str(hits)]
+
+
+@pytest.fixture
+def arrays_made():
+    """What counts the arrays that compiled code made, or was handed to count references to, and those it let go."""
+    _nrt_python.memsys_enable_stats()
+    yield lambda: (_nrt_python.memsys_get_stats_mi_alloc(), _nrt_python.memsys_get_stats_mi_free())
+    _nrt_python.memsys_disable_stats()
+
+
+def test_references_are_counted_only_where_an_array_is_made(arrays_made):
+    x, y = np.random.default_rng(0).standard_normal((20, 5)), np.zeros((20, 5))
+    _views(20, x, y)
+    assert np.array_equal(x, y)
+    _makes(20, x, y)
+    expected = 2 * x
+    expected[:, 0] += np.where(x > 0, x, 0).sum(1)
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+    made, freed = arrays_made()
+    _views(20, x, y)
+    assert arrays_made() == (made, freed)
+    _makes(20, x, y)
+    made, freed = (after - before for after, before in zip(arrays_made(), (made, freed), strict=True))
+    assert made == freed > 20  # in each task, and none is lost
