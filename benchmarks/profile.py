@@ -107,7 +107,8 @@ def profile(
     size = size or usual_size or minires.models.create_model(model).image_size
     begin = CONTESTANTS["minires"][1](Setting(model, batch, size, threads, precision == "bf16"), what == "train")
     step, _ = begin()
-    step()  # compiles
+    for _ in range(2):  # the first compiles, and records inference, the second checks the recording
+        step()
     peaks, calls = measure(), calls_of(step)
     seconds, totals = times_of(step, steps, time.thread_time if threads == 1 else time.perf_counter)
     if any(len(one) != len(calls) for one in seconds):

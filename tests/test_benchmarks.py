@@ -104,6 +104,14 @@ def test_a_profile_tells_every_kernel_and_the_rest(tmp_path):
     assert "outside of kernels" in done.stdout and "of floor" in done.stdout
 
 
+def test_a_profile_of_inference_is_of_its_recording(tmp_path):
+    output = tmp_path / "profile.csv"
+    done = _run(*"profile resnet20 --what infer --batch 2 --size 8 --steps 3 --output".split(), output)
+    assert done.returncode == 0, done.stderr
+    convolutions = [row for row in _rows(output) if row["problem"] == "conv2d_bias_act"]
+    assert sum(int(row["calls"]) for row in convolutions) == 19
+
+
 def test_memory(tmp_path):
     output = tmp_path / "memory.csv"
     done = _run("memory", "resnet20:2:0,1", "--steps", 1, "--no-peer", "--output", output)
