@@ -60,6 +60,11 @@ def _makes(i, x, y):
     y[i, 0] += x[i][x[i] > 0].sum()
 
 
+@parallel()
+def _takes(i, x, at, y):
+    y[i] += x[at][0]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 100])
 @pytest.mark.parametrize("threads", [1, jit.config.NUMBA_NUM_THREADS])
 def test_every_index_runs_once(n, threads):
@@ -158,3 +163,10 @@ def test_references_are_counted_only_where_an_array_is_made(arrays_made):
     _makes(20, x, y)
     made, freed = (after - before for after, before in zip(arrays_made(), (made, freed), strict=True))
     assert made == freed > 20  # in each task, and none is lost
+
+
+def test_an_array_as_an_index_makes_one():
+    y = np.zeros(1)
+    _takes(1, np.arange(5.0), np.array([0]), y)
+    _takes(1, np.arange(5.0) + 1, np.array([0]), y)
+    assert y.tolist() == [1]

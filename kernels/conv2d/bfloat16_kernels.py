@@ -64,7 +64,7 @@ def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, r
 
 
 def follows(y, b=None, z=None, relu=False):
-    """What `tile` takes for an output y (N, P, Q, K) of uint16: bias, z, whether it is added, the least to be written.
+    """The `epilogue` for an output y (N, P, Q, K) of uint16, whose bias and floor are float32.
 
     z is logically (N, K, P, Q).
     """

@@ -41,11 +41,12 @@ def pack(w, turned):
 
 def of_residue(panels, r_taps, s_taps):
     """Of filters turned round: those taps of `numba_kernels.residues`. Without a stride nothing is copied."""
-    r, s = panels.shape[1:3]
-    rows, columns = (range(n)[n - 1 - t[0] :: t[0] - t[1] if t[1:] else n] for n, t in ((r, r_taps), (s, s_taps)))
-    return np.ascontiguousarray(
-        panels[:, rows.start : rows.stop : rows.step, columns.start : columns.stop : columns.step]
-    )
+    return np.ascontiguousarray(panels[:, _chosen(panels.shape[1], r_taps), _chosen(panels.shape[2], s_taps)])
+
+
+def _chosen(count, taps):
+    """Taps, in descending order and equally far apart, as a slice of `count` of which the last comes first."""
+    return slice(count - 1 - taps[0], None, taps[0] - taps[1] if len(taps) > 1 else count)
 
 
 @helper(inline=True)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..cpu.features import simd
-from ..cpu.jit import helper
+from ..cpu.jit import get_num_threads, helper
 from ..cpu.parallel import parallel
 from ..cpu.transforms import fetch, move
 from .direct_tile import MOST_ROWS, tile, tile_rows
 
-_TASKS = 16  # groups of images
+_TASKS = 16  # groups of images at least, and for each thread:
+_TASKS_OF_A_THREAD = 4
 _STRIP = 3 << 13  # bytes of a strip of an image, half of the first-level cache,
 _STRIP_ROWS = 4  # and the rows of output that it has at least
 _AHEAD = 4  # rows between the one that is copied and the one that is asked for
@@ -38,7 +39,7 @@ def multiply_strips(x, panels, y, taps, stride, padding, dilation, bias, z, add,
     if panels.nbytes > _LARGE_FILTERS:  # each panel meets several images, and tasks have some of the panels
         images, splits = max(1, min(-(-n // 2), _IMAGE_BYTES // max(1, x[:1].nbytes))), 2
     else:
-        images, splits = -(-n // _TASKS), 1
+        images, splits = -(-n // max(_TASKS, _TASKS_OF_A_THREAD * get_num_threads())), 1
     at_once, tasks = images if splits > 1 else 1, -(-n // images) * splits if n else 0
     _multiply(
         tasks, x, panels, y, taps, rows, vectors, stride, padding, dilation, images, splits, at_once,

@@ -20,7 +20,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import config, event, ir, types
+from numba.core import config, event, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -39,8 +39,7 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 _SETTINGS = ("MINIRES_SIMD", "MINIRES_AMX")  # of features.py: what is compiled depends on them
 _KEEP_DAYS = 30
 _OURS = "minires.kernels."
-# What makes no array, though one goes in or comes out: views (of arrays that are arguments), and our intrinsics.
-_VIEWS = ("getitem", "static_getitem", "array.reshape", "array.view", "array.transpose", numba.carray, len)
+_VIEWS = ("array.reshape", "array.view", "array.transpose", numba.carray, len)  # calls that make no array
 _NOT_FOR_CPU = ("cuda", "interpreter")  # what begins like this: its edits change no CPU kernel
 
 
@@ -146,7 +145,8 @@ def _counts_references(state: Any) -> bool:
 
     Numba counts one up and down at every slice, by a locked instruction on a number that lies beside the array: where
     threads take rows of the same array, the line of that number goes from one to the other, at 0.1 microseconds each.
-    Views, and calls of other kernels' functions that return no array, need none of it.
+    Views (slices among them), our intrinsics, and calls of other kernels' functions that return no array, need none of
+    it.
     """
 
     def counted(*kinds: Any) -> bool:
@@ -155,15 +155,16 @@ def _counts_references(state: Any) -> bool:
     for expression, signature in state.calltypes.items():
         if signature is None or not counted(signature.return_type, *signature.args, *filter(None, [signature.recvr])):
             continue
-        if isinstance(expression, ir.Expr):
-            name, function = expression.op, None
-            if name == "call":
-                function = state.typemap[expression.func.name]
-                name = getattr(function, "typing_key", None)
+        name, made = getattr(expression, "op", None), counted(signature.return_type)
+        if name == "call":
+            function = state.typemap[expression.func.name]
+            name = getattr(function, "typing_key", None)
             ours = isinstance(function, types.Dispatcher) or isinstance(name, _Intrinsic)
-            if not (name in _VIEWS or (ours and not counted(signature.return_type))):
+            if name not in _VIEWS and (made or not ours):
                 return True
-        elif counted(signature.args[-1]):  # x[...] = array
+        elif name not in ("getitem", "static_getitem") and made:
+            return True
+        elif counted(*signature.args[1:]):  # x[...] = array, x[array]
             return True
     return counted(state.return_type)
 
