@@ -1,9 +1,9 @@
-"""What follows a convolution in inference, before its output leaves the registers: act(y + b (+ z)).
+"""What follows a convolution in inference, before its output leaves the registers or the cache: act(y + b (+ z)).
 
 An epilogue is four arguments of the convolutions in this folder: the bias (K,), of no numbers where nothing follows; z,
 which lies like y (y itself where there is none); whether z is added; the floor of what is written, 0 for a ReLU, else
--inf. Register tiles take it in `multiply_then` (direct_tile.py) and `multiply_gathered_then`, Winograd's outputs,
-without z, in `outputs_then`.
+-inf. Direct tiles take it in `multiply_then` (direct_tile.py), gathered rows in `finish`, Winograd's outputs, without
+z, in `outputs_then`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..cpu.microkernel import INT64, Emitter, Tile, literal
+from ..cpu.microkernel import INT64, Emitter
 from ..cpu.transforms import grid, transformed
 from ..memory import to_nhwc
 from . import winograd
@@ -34,86 +35,29 @@ def raised(emitter: Emitter, value: Any, least: Any) -> Any:
     return emitter.builder.select(above, least, value)
 
 
-def _finish(tile: Tile, bias: Any, skips: list[Any], add: Any, floor: Any) -> None:
-    """The epilogue of a tile's accumulators; skips: the addresses of its rows of z."""
-    builder = tile.builder
-    with builder.if_then(builder.icmp_signed("!=", bias, ir.Constant(INT64, 0))):
-        for v in range(tile.vectors):
-            shift = tile.load(tile.at(bias, v * tile.width), tile.vector)
-            for row in tile.slots:
-                builder.store(builder.fadd(builder.load(row[v]), shift), row[v])
-        with builder.if_then(add):
-            for skip, row in zip(skips, tile.slots, strict=True):
-                for v, slot in enumerate(row):
-                    z = tile.load(tile.at(skip, v * tile.width), tile.vector)
-                    builder.store(builder.fadd(builder.load(slot), z), slot)
-        least = tile.broadcast(floor)
-        for row in tile.slots:
-            for slot in row:
-                builder.store(raised(tile, builder.load(slot), least), slot)
-
-
 @intrinsic
-def multiply_gathered_then(
-    typing_context,
-    a,
-    b,
-    targets,
-    column,
-    steps,
-    accumulate,
-    ahead,
-    bias,
-    skip,
-    add,
-    floor,
-    row,
-    rows,
-    vectors,
-    dtype,
-):
-    """A tile whose rows of A lie `row` numbers apart (a literal: all rows have one address), and of C anywhere, with
-    an epilogue.
-
-    targets: where the addresses of the rows of C are; column: the bytes from there to the tile. B: the steps follow
-    one another. Adds to C first, where `accumulate`. ahead: from this address on a line of memory is asked for at each
-    step, for later; none where it is 0. bias: of what belongs to the tile's first column; nothing follows
-    where it is 0. skip: the bytes from C to z. Rows may be the same, if their A is, too: all is read before the first
-    is written.
-    """
-    if not literal(row, rows, vectors):
-        return None  # Numba asks again with literal types
+def finish(typing_context, source, bias, skip, add, floor, target, count, dtype):
+    """target[i] = max(source[i] + bias[i] (+ skip[i], where `add`), floor) for i < count, a whole number of vectors; a
+    copy where bias is 0. All of them are addresses."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        a, b, targets, column, steps, accumulate, ahead, bias, skip, add, floor = args[:11]
-        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
-        places = []
-        for i in range(tile.rows):
-            target = builder.inttoptr(builder.add(targets, ir.Constant(INT64, 8 * i)), INT64.as_pointer())
-            places.append(builder.add(builder.load(target), column))
-        # The lines are on their way while the sum is formed: to wait for them at its end cost a tenth of the time.
-        lines = [tile.at(place, v * tile.width) for place in places for v in range(tile.vectors)]
-        for place in lines:
-            tile.prefetch(place, True)
-        with builder.if_then(add):
-            for place in lines:
-                tile.prefetch(builder.add(place, skip), False)
-        step, zero, one = (ir.Constant(INT64, n) for n in (tile.vectors * tile.width, 0, 1))
-        line = builder.select(builder.icmp_signed("!=", ahead, zero), ir.Constant(INT64, 64), zero)
-        near = builder.select(builder.icmp_signed("!=", ahead, zero), ahead, a)
-
-        def ask(k: Any) -> None:
-            tile.prefetch(builder.add(near, builder.mul(k, line)), False)
-
-        tile.multiply(a, ir.Constant(INT64, row.literal_value), one, zero, b, step, zero, steps, one, ask)
-        with builder.if_then(accumulate):
-            tile.add_rows(places)
-        _finish(tile, bias, [builder.add(place, skip) for place in places], add, floor)
-        tile.write_rows(places)
+        source, bias, skip, add, floor, target, count = args[:7]
+        emitter, zero = Emitter(builder, dtype.dtype), ir.Constant(INT64, 0)
+        step, least = ir.Constant(INT64, emitter.width), emitter.broadcast(floor)
+        follows = builder.icmp_signed("!=", bias, zero)
+        skips, alone = builder.and_(follows, add), builder.and_(follows, builder.not_(add))
+        for chosen, terms in (builder.not_(follows), []), (alone, [bias]), (skips, [bias, skip]):
+            with (
+                builder.if_then(chosen),
+                cgutils.for_range_slice(builder, zero, count, step, intp=INT64) as (i, _),
+            ):
+                value = emitter.load(emitter.at(source, i), emitter.vector)
+                for term in terms:
+                    value = builder.fadd(value, emitter.load(emitter.at(term, i), emitter.vector))
+                emitter.store(raised(emitter, value, least) if terms else value, emitter.at(target, i))
         return context.get_dummy_value()
 
-    kinds = [*[types.int64] * 5, types.boolean, *[types.int64] * 3, types.boolean, dtype.dtype]
-    return types.void(*kinds, row, rows, vectors, dtype), emit
+    return types.void(*[types.int64] * 3, types.boolean, dtype.dtype, *[types.int64] * 2, dtype), emit
 
 
 @intrinsic
