@@ -18,16 +18,11 @@ Sums are split by channels and taps alone, so that no result depends on how task
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from ..cpu.features import simd
 from ..cpu.jit import get_num_threads, helper
-from ..cpu.microkernel import INT64, Tile, literal
+from ..cpu.microkernel import lines_of, multiply_fetching
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from .epilogue import finish
@@ -40,7 +35,7 @@ _PAD = 16  # numbers after each row of a tile, so that rows are not a multiple o
 _ROW = _DEPTH + _PAD
 _CACHE_NUMBERS = 1 << 17  # of a block of panels: half a megabyte of float32
 _TILES = 14  # of a task: its y is added to by one block of the sum after the other, and should not leave the cache
-_VECTOR_BYTES, _LINE = simd().vector_bytes, 64
+_VECTOR_BYTES = simd().vector_bytes
 _ALL = 62  # 2**62 lines side by side
 
 
@@ -84,7 +79,7 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
     skip, shift = np.int64(z.ctypes.data - y.ctypes.data), bias.ctypes.data + column if bias.size > 0 else 0
     row = columns + _PAD
     seen, sums = aligned(_ROWS * _ROW, x), aligned((count if steps > depth else _ROWS) * row, x)
-    wide, run, share = width * size > _VECTOR_BYTES, _power(columns * size // _LINE), _share(add, end - begin)
+    wide, run, share = width * size > _VECTOR_BYTES, lines_of(columns * size), _share(add, end - begin)
     for start in range(0, steps, depth):
         n, last = min(depth, steps - start), start + depth >= steps
         tap, channel = divmod(start, x.shape[3])
@@ -99,13 +94,13 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
                 b, c = panels.ctypes.data + (p * steps + start) * width * size, out + (p - begin) * width * size
                 if wide:
                     multiply_fetching(
-                        seen.ctypes.data, b, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
-                        _ROW, _ROWS, 2, x.dtype,
+                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
+                        _ROWS, 2, x.dtype,
                     )  # fmt: skip
                 else:
                     multiply_fetching(
-                        seen.ctypes.data, b, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
-                        _ROW, _ROWS, 1, x.dtype,
+                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
+                        _ROWS, 1, x.dtype,
                     )  # fmt: skip
                 # During the others: what `finish` reads and writes, the rows of z, then of y.
                 at = wanted if add else wanted + _ROWS
@@ -115,15 +110,6 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
                 for m in range(min(_ROWS, pixels - first - i)):
                     to = targets[i + m]
                     finish(out + m * row * size, shift, to + skip, add, floor, to, columns, x.dtype)
-
-
-@helper()
-def _power(n):
-    """The largest i with 2**i <= n, or 0."""
-    i = 0
-    while 2 << i <= n:
-        i += 1
-    return i
 
 
 @helper()
@@ -172,35 +158,3 @@ def _gather(x, seen, to, origin, top, left, rows, cols, r, s, channel, count):
         done, channel, s = done + n, 0, s + 1
         if s == cols.size:
             r, s = r + 1, 0
-
-
-@intrinsic
-def multiply_fetching(typing_context, a, b, c, c_row, steps, accumulate, ahead, run, apart, row, rows, vectors, dtype):
-    """A tile of sums, C (+)= A B, during which memory is asked for, a line at each step.
-
-    The rows of A lie `row` numbers apart (a literal: all rows have one address), those of C `c_row`; the steps of B
-    follow one another. The lines are those from `ahead` on, none where it is 0: 2**run of them side by side, then as
-    many that begin `apart` bytes after the first, and so on.
-    """
-    if not literal(row, rows, vectors):
-        return None  # Numba asks again with literal types
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        a, b, c, c_row, steps, accumulate, ahead, run, apart = args[:9]
-        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
-        step, zero, one = (ir.Constant(INT64, n) for n in (tile.vectors * tile.width, 0, 1))
-        asks = builder.icmp_signed("!=", ahead, zero)
-        near, apart, line = (
-            builder.select(asks, *v) for v in ((ahead, a), (apart, zero), (ir.Constant(INT64, _LINE), zero))
-        )
-        among = builder.sub(builder.shl(one, run), one)
-
-        def ask(k: Any) -> None:
-            far = builder.add(near, builder.mul(builder.lshr(k, run), apart))
-            tile.prefetch(builder.add(far, builder.mul(builder.and_(k, among), line)), False)
-
-        tile.multiply(a, ir.Constant(INT64, row.literal_value), one, zero, b, step, zero, steps, one, ask)
-        tile.write(c, c_row, accumulate)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5, types.boolean, *[types.int64] * 3, row, rows, vectors, dtype), emit

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cpu.features import simd
 from ..cpu.jit import helper, njit
-from ..cpu.microkernel import lanes, multiply_tile
+from ..cpu.microkernel import lanes, lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
 from ..cpu.transforms import transform_2d
 from ..kept import kept
@@ -35,9 +35,9 @@ INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
 transform = transform_2d((winograd.INPUT, winograd.FILTER, winograd.OUTPUT, winograd.UPSTREAM, winograd.GRADIENT))
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
-_CACHE_BYTES = 1 << 20  # what V and M (or V and D) of a block of tiles may take
+_CACHE_BYTES = 3 << 17  # what V and M of a block of tiles may take of the second-level cache
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
-_CHUNK = 64  # channels of such a part
+_CHUNK = 128  # channels of such a part
 
 
 def fprop_supports(x, w, *, stride, padding, dilation, groups):
@@ -132,9 +132,9 @@ def with_whole_vectors(a, axis):
     return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
 
 
-def tiles_of_block(channels, dtype):
-    """How many tiles, with so many numbers at each of their places, stay in the second-level cache."""
-    return max(16, min(128, _CACHE_BYTES // (PLACES * channels * dtype.itemsize) // 16 * 16))
+def tiles_of_block(channels, dtype, most=_CACHE_BYTES):
+    """How many tiles, with so many numbers at each of their places, take at most so many bytes."""
+    return max(16, min(128, most // (PLACES * channels * dtype.itemsize) // 16 * 16))
 
 
 @njit()
@@ -213,13 +213,15 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
 def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
     """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
     size = like.itemsize
+    run = lines_of(c * size)
     for e in range(PLACES):
         a, b, out = v + e * v_plane * size, u + e * u_plane * size, m + e * m_plane * size
         if width * size > _VECTOR_BYTES:
             for t in range(0, count, 8):
-                multiply_tile(
-                    a + t * v_row * size, v_row, 1, b, width,
-                    out + t * width * size, width, c, accumulate, 8, 2, like.dtype,
+                at = a + t * v_row * size
+                multiply_fetching(
+                    at, v_row, 1, b, width, out + t * width * size, width, c, accumulate,
+                    at + 8 * v_row * size, run, v_row * size, 8, 2, like.dtype,
                 )  # fmt: skip
         else:
             for t in range(0, count, 16):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cpu.features import simd
 from ..cpu.jit import helper
-from ..cpu.microkernel import multiply_tile
+from ..cpu.microkernel import lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
@@ -38,6 +38,7 @@ from .winograd_kernels import (
 _TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
 _BY_FILTERS = 1 << 15  # C * K from which there is one dU
+_CACHE_BYTES = 1 << 20  # of V and D of a block: more than forward, as dU is read and written once per block
 _SHARES = 1 << 20  # numbers that the shares' dU may take, but at least four of them
 _CHUNK = 64  # channels of a dU that stays in the cache
 _AT_ONCE = 1 << 23  # numbers of V and D that are made at once
@@ -69,7 +70,7 @@ def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     tiles, width = n * winograd.tiles_of(p) * winograd.tiles_of(q), panel_width(wide, dtype)
     dw = np.zeros((wide, deep, _TAPS, _TAPS), dtype)
     if deep * wide < _BY_FILTERS:
-        block = tiles_of_block(deep + wide, dtype)
+        block = tiles_of_block(deep + wide, dtype, _CACHE_BYTES)
         blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
         shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
@@ -105,22 +106,38 @@ def _upstream(dy, d, d_plane, first, count):
 
 
 @helper()
-def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, like):
-    """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters."""
+def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, asks, like):
+    """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters.
+
+    asks: for what the next place needs, if these are few.
+    """
     size = like.itemsize
     for e in range(PLACES):
+        next_v, next_d = v + (e + 1) * v_plane * size, d + (e + 1) * d_plane * size
         for j in range(0, columns, width):
             b = d + (e * d_plane + j) * size
             for i in range(0, rows, 16):
                 a, out = v + (e * v_plane + i) * size, du + (e * du_plane + i * columns + j) * size
                 if width * size > _VECTOR_BYTES:
-                    for half in range(0, 16 * size, 8 * size):
-                        multiply_tile(
-                            a + half, 1, v_row, b, d_row, out + half * columns, columns, count, accumulate,
-                            8, 2, like.dtype,
+                    for half in range(0, 16, 8):
+                        ahead, run, apart = _coming(next_v, v_row, next_d, d_row, rows, width, count, i + half, size)
+                        multiply_fetching(
+                            a + half * size, 1, v_row, b, d_row, out + half * columns * size, columns, count,
+                            accumulate, ahead if asks else 0, run, apart, 8, 2, like.dtype,
                         )  # fmt: skip
                 else:
                     multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
+
+
+@helper(inline=True)
+def _coming(v, v_row, d, d_row, rows, width, count, i, size):
+    """What the tile with the channels from i on asks for (`ahead`, `run`, `apart` of `multiply_fetching`): the first
+    half of the tiles for rows of V, the others of D, a line at each step."""
+    if 2 * i < rows:
+        run = lines_of(rows * size)
+        return v + (i // 8) * (count >> run) * v_row * size, run, v_row * size
+    run = lines_of(width * size)
+    return d + ((i - rows // 2) // 8) * (count >> run) * d_row * size, run, d_row * size
 
 
 @helper()
@@ -155,7 +172,7 @@ def _share(x, dy, du, padding, tiles, block, first, last, width):
         _upstream(dy, d.ctypes.data, d_plane, b * block, count)
         _products(
             v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du.ctypes.data, du.shape[1], c, k, width, count,
-            b > first, x,
+            b > first, False, x,
         )  # fmt: skip
 
 
@@ -201,6 +218,6 @@ def _chunk(v, d, dw, first_k, width, first_c, count):
     du = aligned(PLACES * du_plane, v)
     _products(
         v.ctypes.data + first_c * size, v.shape[1], c, d.ctypes.data + first_k * size, d.shape[1], k,
-        du.ctypes.data, du_plane, n, width, width, count, False, v,
+        du.ctypes.data, du_plane, n, width, width, count, False, True, v,
     )  # fmt: skip
     _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c)

@@ -28,8 +28,10 @@ from numba.extending import intrinsic
 
 from .bfloat16 import BFLOAT, store_bfloat16
 from .features import has_bfloat16_products, simd
+from .jit import helper
 
 ROWS = simd().tile_rows
+LINE = 64  # bytes of a cache line
 INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
 
@@ -61,6 +63,37 @@ def multiply_tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, 
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8, types.boolean, rows, vectors, dtype), emit
+
+
+@intrinsic
+def multiply_fetching(
+    typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ahead, run, apart, rows, vectors, dtype
+):
+    """`multiply_tile`, during which memory is asked for that will be read or written soon: a line at each step.
+
+    The lines are those from the address `ahead` on, none where it is 0: 2**run of them side by side, then as many that
+    begin `apart` bytes after the first, and so on.
+    """
+    if not literal(rows, vectors):
+        return None  # Numba asks again with literal types
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ahead, run, apart = args[:12]
+        zero, one, line = (ir.Constant(INT64, n) for n in (0, 1, LINE))
+        asks = builder.icmp_signed("!=", ahead, zero)
+        near, apart, line = (builder.select(asks, *two) for two in ((ahead, a), (apart, zero), (line, zero)))
+        among = builder.sub(builder.shl(one, run), one)
+        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+
+        def ask(k: Any) -> None:
+            first = builder.add(near, builder.mul(builder.lshr(k, run), apart))
+            tile.prefetch(builder.add(first, builder.mul(builder.and_(k, among), line)), False)
+
+        tile.multiply(a, a_row, a_step, zero, b, b_step, zero, steps, one, ask)
+        tile.write(c, c_row, accumulate)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8, types.boolean, *[types.int64] * 3, rows, vectors, dtype), emit
 
 
 @intrinsic
@@ -134,6 +167,15 @@ def multiply_pairs_2d(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 11, types.boolean, rows, vectors, dtype), emit
+
+
+@helper()
+def lines_of(size):
+    """`run` of `multiply_fetching` for so many bytes: the largest power of two of lines that they have."""
+    run = 0
+    while 2 << run <= size // LINE:
+        run += 1
+    return run
 
 
 def literal(*parameters: types.Type) -> bool:
