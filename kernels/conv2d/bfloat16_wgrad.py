@@ -11,20 +11,14 @@ parts     many channels, small images, where dw is larger than an image: a task 
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from ..cpu.bfloat16 import bits
 from ..cpu.jit import helper
-from ..cpu.microkernel import INT64, lanes, multiply_pairs_2d
+from ..cpu.microkernel import lanes, multiply_pairs_2d
 from ..cpu.parallel import parallel
-from ..cpu.transforms import move
+from ..cpu.transforms import interleave, move
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .bfloat16_kernels import in_pairs
@@ -124,32 +118,10 @@ def _interleaved(x, padding, height, versions, pairs, c, stride):
             for v in range(versions):
                 for j in range(pairs):
                     a = line.ctypes.data + (2 * j * stride + v) * deep * 2
-                    interleave(a, a + stride * deep * 2, seen[i, v, j].ctypes.data, c)
+                    interleave(a, a + stride * deep * 2, seen[i, v, j].ctypes.data, c, x.dtype)
         else:
             seen[i] = 0
     return seen
-
-
-@intrinsic
-def interleave(typing_context, first, second, pairs, count):
-    """pairs[l] = (first[l], second[l]) of 16 bits each, for a whole number of vectors; addresses."""
-
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        narrow, wide = (ir.VectorType(ir.IntType(size), _LANES) for size in (16, 32))
-        zero, step = ir.Constant(INT64, 0), ir.Constant(INT64, _LANES)
-        with cgutils.for_range_slice(builder, zero, args[3], step, intp=INT64) as (l, _):
-            at = builder.mul(l, ir.Constant(INT64, 2))
-            halves = []
-            for base in args[:2]:
-                value = builder.load(builder.inttoptr(builder.add(base, at), narrow.as_pointer()))
-                value.align = 2
-                halves.append(builder.zext(value, wide))
-            both = builder.or_(halves[0], builder.shl(halves[1], ir.Constant(wide, [16] * _LANES)))
-            place = builder.add(args[2], builder.mul(l, ir.Constant(INT64, 4)))
-            builder.store(both, builder.inttoptr(place, wide.as_pointer())).align = 4
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), emit
 
 
 def _parts_rank(x, dy, *, kernel_hw, **_):
@@ -189,7 +161,9 @@ def _split_panel(dy, panel, first):
     zeros = np.zeros(panel.shape[1], dy.dtype)
     for i in range(panel.shape[0]):
         second = dy[2 * i + 1, first:] if 2 * i + 1 < dy.shape[0] else zeros
-        interleave(dy[2 * i, first:].ctypes.data, second.ctypes.data, panel[i].ctypes.data, panel.shape[1])
+        interleave(
+            dy[2 * i, first:].ctypes.data, second.ctypes.data, panel[i].ctypes.data, panel.shape[1], dy.dtype
+        )  # fmt: skip
 
 
 @parallel()
@@ -244,7 +218,7 @@ def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
             place = x.ctypes.data + (((n * x.shape[1] + h) * x.shape[2] + w) * x.shape[3] + channel) * x.itemsize
         places = (places[1], place)
         if i % 2:
-            interleave(places[0], places[1], seen[i // 2].ctypes.data, seen.shape[1])
+            interleave(places[0], places[1], seen[i // 2].ctypes.data, seen.shape[1], x.dtype)
         column += 1
         if column == q:
             column, row = 0, row + 1

@@ -69,7 +69,8 @@ def multiply_tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, 
 def multiply_fetching(
     typing_context, a, a_row, a_step, b, b_step, c, c_row, steps, accumulate, ahead, run, apart, rows, vectors, dtype
 ):
-    """`multiply_tile`, during which memory is asked for that will be read or written soon: a line at each step.
+    """`multiply_tile`, during which memory is asked for that will be read or written soon: a line at each step. A dtype
+    of uint16 stands for pairs of bfloat16: strides of A and B are in pairs, and C is of float32.
 
     The lines are those from the address `ahead` on, none where it is 0: 2**run of them side by side, then as many that
     begin `apart` bytes after the first, and so on.
@@ -83,7 +84,9 @@ def multiply_fetching(
         asks = builder.icmp_signed("!=", ahead, zero)
         near, apart, line = (builder.select(asks, *two) for two in ((ahead, a), (apart, zero), (line, zero)))
         among = builder.sub(builder.shl(one, run), one)
-        tile = Tile(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
+        pairs = dtype.dtype == types.uint16
+        kind, number = (PairTile, types.float32) if pairs else (Tile, dtype.dtype)
+        tile = kind(builder, rows.literal_value, vectors.literal_value, number)
 
         def ask(k: Any) -> None:
             first = builder.add(near, builder.mul(builder.lshr(k, run), apart))

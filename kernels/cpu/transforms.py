@@ -80,6 +80,35 @@ def copy(typing_context, source, target, count, dtype):
 
 
 @intrinsic
+def interleave(typing_context, first, second, target, count, dtype):
+    """What one step of a sum takes: target[i] = first[i], or of bfloat16 (uint16) the pair of first[i] and second[i].
+
+    count: a whole number of vectors, of float32's length.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        in_pairs = dtype.dtype == types.uint16
+        emitter = Emitter(builder, types.float32 if in_pairs else dtype.dtype)
+        narrow, wide = (ir.VectorType(ir.IntType(size), emitter.width) for size in (16, 32))
+        step = ir.Constant(INT64, emitter.width)
+        with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[3], step, intp=INT64) as (i, _):
+            if in_pairs:
+                halves = []
+                for base in args[:2]:
+                    place = builder.add(base, builder.mul(i, ir.Constant(INT64, 2)))
+                    value = builder.load(builder.inttoptr(place, narrow.as_pointer()))
+                    value.align = 2
+                    halves.append(builder.zext(value, wide))
+                value = builder.or_(halves[0], builder.shl(halves[1], ir.Constant(wide, [16] * emitter.width)))
+            else:
+                value = emitter.load(emitter.at(args[0], i), emitter.vector)
+            emitter.store(value, emitter.at(args[2], i))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, dtype), emit
+
+
+@intrinsic
 def move(typing_context, source, target, size):
     """Copy so many bytes from one address to another; they do not overlap."""
 
