@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from minires.kernels import registry
 from minires.kernels.checking import check_case
-from minires.kernels.conv2d import winograd
+from minires.kernels.conv2d.winograd import F4
 from minires.kernels.memory import empty
 
 DEFINITION = {p.name: p.reference for p in registry.problems()}
@@ -182,17 +182,15 @@ def last_image_forgotten(x, dy, *, stride, padding, dilation, groups, kernel_hw)
 
 def _like(problem):
     """The fields of the Winograd kernel of `problem` that say how it is judged."""
-    real = next(k for k in registry.kernels(problem, "cpu") if not k.exact and "float32" in k.dtypes)
+    real = next(k for k in registry.kernels(problem, "cpu") if k.name.endswith("_winograd") and "float32" in k.dtypes)
     return dict(supports=real.supports, error_scale=real.error_scale, error_factor=real.error_factor, exact=False)
 
 
-def _winograd(
-    x, w, padding, *, left=winograd.INPUT, right=winograd.INPUT, taps=winograd.FILTER, outputs=winograd.OUTPUT
-):
+def _winograd(x, w, padding, *, left=F4.input, right=F4.input, taps=F4.filter, outputs=F4.output):
     """F(4x4, 3x3) in plain NumPy, B' x B with two matrices that should be the same."""
     left, right, taps, outputs = (np.array(m, x.dtype) for m in (left, right, taps, outputs))
     p, q = (n + 2 * a - 2 for n, a in zip(x.shape[2:], padding, strict=True))
-    down, across = winograd.tiles_of(p), winograd.tiles_of(q)
+    down, across = F4.tiles_of(p), F4.tiles_of(q)
     far = [(a, 4 * t + 2 - a - n) for a, t, n in zip(padding, (down, across), x.shape[2:], strict=True)]
     padded = np.pad(x, [(0, 0), (0, 0), *((a, max(0, b)) for a, b in far)])[:, :, : 4 * down + 2, : 4 * across + 2]
     patches = np.lib.stride_tricks.sliding_window_view(padded, (6, 6), axis=(2, 3))[:, :, ::4, ::4]
@@ -214,17 +212,17 @@ def test_winograd_in_numpy_is_right():
 
 @wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
 def winograd_transform_swapped_on_one_side(x, w, *, stride, padding, dilation, groups):
-    return _winograd(x, w, padding, right=np.array(winograd.INPUT)[[0, 2, 1, 3, 4, 5]])
+    return _winograd(x, w, padding, right=np.array(F4.input)[[0, 2, 1, 3, 4, 5]])
 
 
 @wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
 def winograd_filter_of_other_points(x, w, *, stride, padding, dilation, groups):
-    return _winograd(x, w, padding, taps=np.array(winograd.FILTER)[[0, 1, 2, 4, 3, 5]])
+    return _winograd(x, w, padding, taps=np.array(F4.filter)[[0, 1, 2, 4, 3, 5]])
 
 
 @wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))
 def winograd_outputs_without_infinity(x, w, *, stride, padding, dilation, groups):
-    return _winograd(x, w, padding, outputs=np.array(winograd.OUTPUT) * (np.arange(6) < 5))
+    return _winograd(x, w, padding, outputs=np.array(F4.output) * (np.arange(6) < 5))
 
 
 @wrong("conv2d_fprop", "wrong value", **_like("conv2d_fprop"))

@@ -203,7 +203,7 @@ print(len(results), *[r for r in results if not r.ok], sep="\\n")
 def test_other_vector_units_compute_the_same(simd, problems, tmp_path):
     code = CHECK.format(
         problems=problems,
-        chosen="k.name.endswith(('_tile', '_winograd', '_pointwise'))",
+        chosen="k.name.endswith(('_tile', '_winograd', '_2x2', '_pointwise'))",
         cases=("3x3_same", "wide", "vectors_1x1"),
     )
     count, *wrong = _python(code, cwd=tmp_path, MINIRES_SIMD=simd).splitlines()

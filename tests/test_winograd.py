@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.conv2d import winograd, winograd_wgrad
+from minires.kernels.conv2d import winograd_wgrad
+from minires.kernels.conv2d.winograd import F2, F4, FORMS
 from minires.kernels.cpu.transforms import combine
 
 import minires
@@ -13,7 +14,7 @@ from minires import dispatch, tuning
 from minires.hooks import AnomalyError, AnomalyHook, TraceHook, find_anomaly
 
 CONV = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
-MATRICES = ("INPUT", "FILTER", "OUTPUT", "UPSTREAM", "GRADIENT")
+MATRICES = ("input", "filter", "output", "upstream", "gradient")
 
 
 def _numbers(*shape, seed=0):
@@ -24,24 +25,25 @@ def _kernel(problem, name):
     return next(k for k in registry.kernels(problem, "cpu") if k.name == name)
 
 
-def test_matrices_compute_a_correlation_exactly():
+@pytest.mark.parametrize("form", FORMS)
+def test_matrices_compute_a_correlation_exactly(form):
     rng = np.random.default_rng(0)
     inputs, filters, outputs = (
-        [[Fraction(a).limit_denominator(100) for a in row] for row in m]
-        for m in (winograd.INPUT, winograd.FILTER, winograd.OUTPUT)
+        [[Fraction(a).limit_denominator(100) for a in row] for row in m] for m in (form.input, form.filter, form.output)
     )
-    x, w = ([Fraction(int(a)) for a in rng.integers(-9, 10, n)] for n in (6, 3))
+    x, w = ([Fraction(int(a)) for a in rng.integers(-9, 10, n)] for n in (form.patch, 3))
 
     def times(matrix, vector):
         return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction()) for row in matrix]
 
     products = [a * b for a, b in zip(times(inputs, x), times(filters, w), strict=True)]
-    assert times(outputs, products) == [sum(x[i + j] * w[j] for j in range(3)) for i in range(4)]
+    assert times(outputs, products) == [sum(x[i + j] * w[j] for j in range(3)) for i in range(form.tile)]
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_combine_is_a_matrix_product(name):
-    matrix = np.array(getattr(winograd, name), np.float64)
+@pytest.mark.parametrize("form", FORMS)
+def test_combine_is_a_matrix_product(form, name):
+    matrix = np.array(getattr(form, name), np.float64)
     values = _numbers(matrix.shape[1], 5)
     np.testing.assert_allclose(combine(matrix.tolist(), list(values)), matrix @ values, rtol=1e-13, atol=1e-14)
 
@@ -63,8 +65,11 @@ def test_combine_shares_what_mirrored_rows_and_columns_have_in_common():
         def __rmul__(self, number):
             return Counted(number * float(self))  # fused with the addition that follows
 
-    combine(winograd.INPUT, [Counted(a) for a in range(6)])
+    combine(F4.input, [Counted(a) for a in range(6)])
     assert Counted.operations == 12  # 16 without sharing
+    Counted.operations = 0
+    combine(F2.output, [Counted(a) for a in range(4)])
+    assert Counted.operations == 4
 
 
 def test_dispatch_prefers_it_and_exact_leaves_it_out():
@@ -111,10 +116,11 @@ def test_one_inf_spreads_over_a_tile_but_not_in_an_anomaly_hook():
     assert "winograd" not in str(trace)
 
 
-def test_weight_gradient_in_parts(monkeypatch):
+@pytest.mark.parametrize("name", ["wgrad_winograd", "wgrad_winograd_2x2"])
+def test_weight_gradient_in_parts(monkeypatch, name):
     """Where V and D do not fit into memory at once."""
     x, dy = _numbers(5, 208, 9, 6).astype(np.float32), _numbers(5, 192, 9, 6).astype(np.float32)
-    wgrad = _kernel("conv2d_wgrad", "wgrad_winograd")
+    wgrad = _kernel("conv2d_wgrad", name)
     whole = wgrad(x, dy, **CONV, kernel_hw=(3, 3))
     monkeypatch.setattr(winograd_wgrad, "_AT_ONCE", 1)
     parts = wgrad(x, dy, **CONV, kernel_hw=(3, 3))
@@ -124,7 +130,7 @@ def test_weight_gradient_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("c, size", [(16, 32), (64, 8)])
 def test_rounding_error_of_all_three_directions(c, size):
-    """Against float64: at most 1e-5 of the output's norm, where direct sums lose a few 1e-7."""
+    """Against float64: at most 1e-5 of the output's norm, where direct sums lose a few 1e-7, and F(2x2) loses less."""
     x, dy, w = _numbers(8, c, size, size), _numbers(8, c, size, size, seed=1), _numbers(c, c, 3, 3, seed=2)
     for problem, arrays, more in (
         ("conv2d_fprop", (x, w), {}),
@@ -134,8 +140,11 @@ def test_rounding_error_of_all_three_directions(c, size):
         singles = [a.astype(np.float32) for a in arrays]
         with minires.exact():
             wanted = dispatch.run(problem, *(a.astype(np.float64) for a in singles), **CONV, **more)
-        got = _kernel(problem, f"{problem[-5:]}_winograd")(*singles, **CONV, **more)
-        assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted), problem
+        large, small = (
+            np.linalg.norm(_kernel(problem, f"{problem[-5:]}_winograd{form}")(*singles, **CONV, **more) - wanted)
+            for form in ("", "_2x2")
+        )
+        assert small < large <= 1e-5 * np.linalg.norm(wanted), problem
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,9 @@ def test_rounding_error_of_all_three_directions(c, size):
     [
         (3, 16, 32, 3, 1, "fprop_direct_tile"),  # a stem: most of its channels would be zeros
         (16, 16, 32, 3, 1, "fprop_winograd"),
+        (16, 16, 7, 3, 1, "fprop_winograd"),
+        (16, 16, 6, 3, 1, "fprop_winograd_2x2"),  # as many products, less rounding
+        (16, 16, 2, 3, 1, "fprop_winograd_2x2"),
         (100, 20, 9, 3, 1, "fprop_winograd"),
         (16, 32, 32, 3, 2, "fprop_direct_tile"),
         (64, 256, 14, 1, 1, "fprop_pointwise"),
@@ -159,6 +171,7 @@ def test_static_rule(c, k, size, taps, stride, name):
     "c, k, size, taps, name",
     [
         (512, 512, 7, 3, "wgrad_winograd"),
+        (512, 512, 2, 3, "wgrad_winograd_2x2"),
         (512, 2048, 7, 1, "wgrad_pointwise"),
         (64, 256, 56, 1, "wgrad_pointwise"),
         (512, 512, 7, 5, "wgrad_parts_tile"),

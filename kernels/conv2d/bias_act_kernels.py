@@ -9,13 +9,13 @@ from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..memory import to_nhwc
 from ..registry import kernel
-from . import winograd
 from .direct_kernels import convolve_direct, fprop_supports
 from .numba_kernels import fprop_im2col_tile
 from .pointwise_kernels import convolve_pointwise
 from .pointwise_kernels import fprop_supports as pointwise_supports
 from .problem import CONV2D_BIAS_ACT, out_hw
-from .winograd_kernels import convolve_winograd, rank
+from .winograd import F2, F4
+from .winograd_kernels import convolve_winograd, fprop_rank
 from .winograd_kernels import fprop_supports as winograd_supports
 
 
@@ -27,18 +27,23 @@ def _winograd_supports(x, w, b, z, *, relu, **params):
     return winograd_supports(x, w, **params)
 
 
-def winograd_scale(x, w, b, z, *, relu, **params):
+def winograd_scale(form):
     """What errors are relative to where the convolution is Winograd's."""
-    y = winograd.fprop_scale(x, w, **params) + np.abs(b)[:, None, None]
-    return y if z is None else y + np.abs(z)
+
+    def scale(x, w, b, z, *, relu, **params):
+        y = form.fprop_scale(x, w, **params) + np.abs(b)[:, None, None]
+        return y if z is None else y + np.abs(z)
+
+    return scale
 
 
 def _pointwise_supports(x, w, b, z, *, relu, **params):
     return pointwise_supports(x, w, **params)
 
 
-def _winograd_rank(x, w, b, z, **_):
-    return rank(x, w)
+def _winograd_rank(form):
+    rank = fprop_rank(form)
+    return lambda x, w, b, z, *, relu, **params: rank(x, w, **params)
 
 
 @kernel(CONV2D_BIAS_ACT, device="cpu", step=3, note="fprop_im2col_tile, then one pass in place")
@@ -62,17 +67,35 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
     device="cpu",
     step=5,
     supports=_winograd_supports,
-    rank=_winograd_rank,
-    error_scale=winograd_scale,
+    rank=_winograd_rank(F4),
+    error_scale=winograd_scale(F4),
     error_factor=4.0,  # as fprop_winograd's
     exact=False,
     note="fprop_winograd with an epilogue; a skip is added by one pass in place",
 )
 def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    return _winograd(F4, x, w, b, z, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation), padding, relu)
+
+
+@kernel(
+    CONV2D_BIAS_ACT,
+    device="cpu",
+    step=5,
+    supports=_winograd_supports,
+    rank=_winograd_rank(F2),
+    error_scale=winograd_scale(F2),
+    error_factor=4.0,
+    exact=False,
+    note="fprop_winograd_2x2 with an epilogue",
+)
+def bias_act_winograd_2x2(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    return _winograd(F2, x, w, b, z, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation), padding, relu)
+
+
+def _winograd(form, x, w, b, z, hw, padding, relu):
     if z is None and w.shape[0] % lanes(x.dtype) == 0:
-        return convolve_winograd(x, w, False, padding, hw, b, relu)
-    return _finished(convolve_winograd(x, w, False, padding, hw), b, z, relu)
+        return convolve_winograd(form, x, w, False, padding, hw, b, relu)
+    return _finished(convolve_winograd(form, x, w, False, padding, hw), b, z, relu)
 
 
 def _finished(y, b, z, relu):

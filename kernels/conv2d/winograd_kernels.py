@@ -1,9 +1,9 @@
 """Winograd convolution on the CPU, forward and data gradient (the arithmetic is in `winograd.py`).
 
-    V[e, t, c]  the patches of x, transformed         e: one of the 36 places of a patch, t: a tile of 4x4 outputs
+    V[e, t, c]  the patches of x, transformed         e: one of the 36 or 16 places of a patch, t: a tile of outputs
     U[e, c, k]  the filters, transformed
-    M[e, t, k] = sum over c of V[e, t, c] * U[e, c, k]        36 products of matrices, by the register tile
-    y           M transformed back, 4x4 outputs for each tile
+    M[e, t, k] = sum over c of V[e, t, c] * U[e, c, k]        a product of matrices for each e, by the register tile
+    y           M transformed back, 4x4 or 2x2 outputs for each tile
 
 Transforms go over channels, in vectors. Two orders, by how many filters there are:
 
@@ -25,15 +25,13 @@ from ..cpu.transforms import transform_2d
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
-from . import winograd
 from .epilogue import epilogue, outputs_then
 from .packing import aligned, panel_width, read_taps
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
+from .winograd import F2, F4, FORMS, TAPS, supports
 
-PLACES = winograd.PATCH**2
 INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
-transform = transform_2d((winograd.INPUT, winograd.FILTER, winograd.OUTPUT, winograd.UPSTREAM, winograd.GRADIENT))
-_TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
+transform = transform_2d({f.patch: (f.input, f.filter, f.output, f.upstream, f.gradient) for f in FORMS})
 _VECTOR_BYTES = simd().vector_bytes
 _CACHE_BYTES = 3 << 17  # what V and M of a block of tiles may take of the second-level cache
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
@@ -41,22 +39,33 @@ _CHUNK = 128  # channels of such a part
 
 
 def fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return winograd.supports(w.shape[2:], stride, dilation, groups)
+    return supports(w.shape[2:], stride, dilation, groups)
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    return winograd.supports(w.shape[2:], stride, dilation, groups)
+    return supports(w.shape[2:], stride, dilation, groups)
 
 
-def rank(x, w, **_):
-    """Not where most of the vectors would be zeros (a stem's 3 channels)."""
-    return rank_of_channels(w.shape[0], w.shape[1], x.dtype)
+def fprop_rank(form):
+    def rank(x, w, *, stride, padding, dilation, groups):
+        hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
+        return rank_of(form, w.shape[0], w.shape[1], hw, x.dtype)
+
+    return rank
 
 
-def rank_of_channels(k, c, dtype):
-    """5, the step of these kernels, or less than the direct kernels' 4 where whole vectors are twice what there is."""
+def _dgrad_rank(form):
+    return lambda dy, w, *, input_hw, **_: rank_of(form, w.shape[0], w.shape[1], input_hw, dy.dtype)
+
+
+def rank_of(form, k, c, hw, dtype):
+    """5, the step of these kernels, for the form that takes fewer products, or as few with less rounding; 4.9 for the
+    other. Less than the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels).
+    """
     n = lanes(dtype)
-    return 5.0 if -(-k // n) * -(-c // n) * n * n <= 2 * k * c else 3.2
+    if -(-k // n) * -(-c // n) * n * n > 2 * k * c:
+        return 3.2
+    return 5.0 if form is min(FORMS, key=lambda f: f.products_of(hw)) else 4.9
 
 
 @kernel(
@@ -64,14 +73,29 @@ def rank_of_channels(k, c, dtype):
     device="cpu",
     step=5,
     supports=fprop_supports,
-    rank=rank,
-    error_scale=winograd.fprop_scale,
+    rank=fprop_rank(F4),
+    error_scale=F4.fprop_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
     note="Winograd F(4x4, 3x3): a quarter of the products",
 )
 def fprop_winograd(x, w, *, stride, padding, dilation, groups):
-    return convolve_winograd(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+    return convolve_winograd(F4, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+
+
+@kernel(
+    CONV2D_FPROP,
+    device="cpu",
+    step=5,
+    supports=fprop_supports,
+    rank=fprop_rank(F2),
+    error_scale=F2.fprop_scale,
+    error_factor=4.0,
+    exact=False,
+    note="Winograd F(2x2, 3x3), for the smallest images: four ninths of the products",
+)
+def fprop_winograd_2x2(x, w, *, stride, padding, dilation, groups):
+    return convolve_winograd(F2, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
 @kernel(
@@ -79,19 +103,34 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     device="cpu",
     step=5,
     supports=_dgrad_supports,
-    rank=rank,
-    error_scale=winograd.dgrad_scale,
-    error_factor=4.0,  # the scale is generous: what is seen stays below 1
+    rank=_dgrad_rank(F4),
+    error_scale=F4.dgrad_scale,
+    error_factor=4.0,
     exact=False,
     note="Winograd F(4x4, 3x3) over dy, the filter turned round",
 )
 def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
-    return convolve_winograd(dy, w, True, (_TAPS - 1 - padding[0], _TAPS - 1 - padding[1]), input_hw)
+    return convolve_winograd(F4, dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
 
 
-def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
-    """x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw). With a bias b (K,), where K is a
-    whole number of vectors, act(y + b).
+@kernel(
+    CONV2D_DGRAD,
+    device="cpu",
+    step=5,
+    supports=_dgrad_supports,
+    rank=_dgrad_rank(F2),
+    error_scale=F2.dgrad_scale,
+    error_factor=4.0,
+    exact=False,
+    note="Winograd F(2x2, 3x3) over dy, the filter turned round",
+)
+def dgrad_winograd_2x2(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return convolve_winograd(F2, dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
+
+
+def convolve_winograd(form, x, w, turned, padding, hw, b=None, relu=False):
+    """By F2 or F4: x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw). With a bias b (K,), where K
+    is a whole number of vectors, act(y + b).
 
     Negative padding leaves out what is at the border.
     """
@@ -101,26 +140,26 @@ def convolve_winograd(x, w, turned, padding, hw, b=None, relu=False):
     (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
     y, memory = empty_nhwc(n, wide, *hw, dtype)
     width, (bias, _, _, floor) = panel_width(wide, dtype), epilogue(memory, b, relu=relu)
-    tiles = n * winograd.tiles_of(hw[0]) * winograd.tiles_of(hw[1])
+    tiles, sides = n * form.tiles_of(hw[0]) * form.tiles_of(hw[1]), form.sides
     if c * wide < _BY_FILTERS:
-        block = tiles_of_block(c + width, dtype)
-        panels = _transformed(w, turned)
-        _by_tiles(-(-tiles // block), x, panels, memory, padding, tiles, block, width, bias, floor)
+        block = tiles_of_block(form, c + width, dtype)
+        panels = _transformed(w, turned, sides)
+        _by_tiles(-(-tiles // block), x, panels, memory, padding, tiles, block, width, bias, floor, sides)
     else:
-        v = empty((PLACES, plane(tiles, c)), dtype)
+        v = empty((form.patch**2, plane(tiles, c)), dtype)
         block = max(1, min(tiles, 128))
-        _transform_patches(-(-tiles // 8), x, v, memory, padding, tiles)
-        _by_filters(wide // width * -(-tiles // block), w, turned, v, memory, tiles, block, width, bias, floor)
+        _transform_patches(-(-tiles // 8), x, v, memory, padding, tiles, sides)
+        _by_filters(wide // width * -(-tiles // block), w, turned, v, memory, tiles, block, width, bias, floor, sides)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 @kept
-def _transformed(w, turned):
-    """U (panels, 36, plane) of filters, whole vectors of them."""
+def _transformed(w, turned, sides):
+    """U (panels, places, plane) of filters, whole vectors of them."""
     k, c = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(k, w.dtype)
-    panels = empty((k // width, PLACES, plane(c, width)), w.dtype)
-    _transform_filters(len(panels), w, turned, panels, width)
+    panels = empty((k // width, len(sides) ** 2, plane(c, width)), w.dtype)
+    _transform_filters(len(panels), w, turned, panels, width, sides)
     return panels
 
 
@@ -132,89 +171,90 @@ def with_whole_vectors(a, axis):
     return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
 
 
-def tiles_of_block(channels, dtype, most=_CACHE_BYTES):
+def tiles_of_block(form, channels, dtype, most=_CACHE_BYTES):
     """How many tiles, with so many numbers at each of their places, take at most so many bytes."""
-    return max(16, min(128, most // (PLACES * channels * dtype.itemsize) // 16 * 16))
+    return max(16, min(128, most // (form.patch**2 * channels * dtype.itemsize) // 16 * 16))
 
 
 @njit()
 def plane(rows, columns):
-    """Numbers between the 36 planes of a transformed array, in whole register tiles.
+    """Numbers between the planes of a transformed array, one for each place, in whole register tiles.
 
-    A multiple of 4096 bytes would put all 36 places into one set of the first-level cache.
+    A multiple of 4096 bytes would put all places into one set of the first-level cache.
     """
     return (rows + 15) // 16 * 16 * columns + 16
 
 
 @parallel()
-def _transform_filters(j, w, turned, panels, width):
+def _transform_filters(j, w, turned, panels, width, sides):
     n = w.shape[0 if turned else 1]
-    _filters(w, turned, j * width, width, 0, n, panels[j].ctypes.data, panels.shape[2])
+    _filters(w, turned, j * width, width, 0, n, panels[j].ctypes.data, panels.shape[2], sides)
 
 
 @helper()
-def _filters(w, turned, output, width, first, n, u, u_plane):
+def _filters(w, turned, output, width, first, n, u, u_plane, sides):
     """U for `width` filters from `output` on, and their n channels from `first` on."""
-    taps = aligned((n * _TAPS * _TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
+    patch = len(sides)
+    taps = aligned((n * TAPS * TAPS + _VECTOR_BYTES // w.itemsize) * width, w)
     read_taps(w, turned, output, first, n, width, taps)
-    start, step = (_TAPS * _TAPS - 1, -width) if turned else (0, width)
+    start, step = (TAPS * TAPS - 1, -width) if turned else (0, width)
     for i in range(n):
         transform(
-            taps.ctypes.data + (i * _TAPS * _TAPS + start) * width * w.itemsize, _TAPS * step, step,
-            0, _TAPS, 0, _TAPS, 0,
-            u + i * width * w.itemsize, _PATCH * u_plane, u_plane, 0, _PATCH, 0, _PATCH, 0,
-            width, FILTER, w.dtype,
+            taps.ctypes.data + (i * TAPS * TAPS + start) * width * w.itemsize, TAPS * step, step,
+            0, TAPS, 0, TAPS, 0,
+            u + i * width * w.itemsize, patch * u_plane, u_plane, 0, patch, 0, patch, 0,
+            width, FILTER, sides, w.dtype,
         )  # fmt: skip
 
 
 @helper()
-def patches(x, v, v_plane, padding, p, q, first, count):
+def patches(x, v, v_plane, padding, p, q, first, count, sides):
     """V for the tiles from `first` on."""
-    _, h, w, c = x.shape
-    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    (_, h, w, c), patch, tile = x.shape, len(sides), len(sides) - TAPS + 1
+    down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     zeros = np.zeros(c, x.dtype)
     for t in range(count):
         n, at = divmod(first + t, down * across)
-        top, left = at // across * _TILE - padding[0], at % across * _TILE - padding[1]
+        top, left = at // across * tile - padding[0], at % across * tile - padding[1]
         transform(
             x.ctypes.data + ((n * h + top) * w + left) * c * x.itemsize, w * c, c, -top, h - top, -left, w - left,
             zeros.ctypes.data,
-            v + t * c * x.itemsize, _PATCH * v_plane, v_plane, 0, _PATCH, 0, _PATCH, 0,
-            c, INPUT, x.dtype,
+            v + t * c * x.itemsize, patch * v_plane, v_plane, 0, patch, 0, patch, 0,
+            c, INPUT, sides, x.dtype,
         )  # fmt: skip
 
 
 @helper()
-def _outputs(m, m_plane, y, channel, width, first, count, bias, floor):
+def _outputs(m, m_plane, y, channel, width, first, count, bias, floor, sides):
     """y, from M for the tiles from `first` on and the filters from `channel` on."""
-    _, p, q, k = y.shape
-    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    (_, p, q, k), patch, tile = y.shape, len(sides), len(sides) - TAPS + 1
+    down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     scratch = np.empty(width, y.dtype)
     for t in range(count):
         n, at = divmod(first + t, down * across)
-        top, left = at // across * _TILE, at % across * _TILE
+        top, left = at // across * tile, at % across * tile
         offset = (((n * p + top) * q + left) * k + channel) * y.itemsize
         source = m + t * width * y.itemsize
         if bias.size > 0:
             outputs_then(
-                source, _PATCH * m_plane, m_plane,
+                source, patch * m_plane, m_plane,
                 y.ctypes.data + offset, q * k, k, p - top, q - left, scratch.ctypes.data,
-                width, bias.ctypes.data + channel * y.itemsize, floor, y.dtype,
+                width, bias.ctypes.data + channel * y.itemsize, floor, sides, y.dtype,
             )  # fmt: skip
         else:
             transform(
-                source, _PATCH * m_plane, m_plane, 0, _PATCH, 0, _PATCH, 0,
+                source, patch * m_plane, m_plane, 0, patch, 0, patch, 0,
                 y.ctypes.data + offset, q * k, k, 0, p - top, 0, q - left, scratch.ctypes.data,
-                width, OUTPUT, y.dtype,
+                width, OUTPUT, sides, y.dtype,
             )  # fmt: skip
 
 
 @helper()
-def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, like):
+def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, sides, like):
     """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
     size = like.itemsize
     run = lines_of(c * size)
-    for e in range(PLACES):
+    for e in range(len(sides) ** 2):
         a, b, out = v + e * v_plane * size, u + e * u_plane * size, m + e * m_plane * size
         if width * size > _VECTOR_BYTES:
             for t in range(0, count, 8):
@@ -232,48 +272,50 @@ def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumu
 
 
 @parallel()
-def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, floor):
+def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, floor, sides):
     first = b * block
-    _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor)
+    _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, floor, sides)
 
 
 @helper()
-def _tile_block(x, panels, y, padding, first, count, width, bias, floor):
-    c = x.shape[3]
+def _tile_block(x, panels, y, padding, first, count, width, bias, floor, sides):
+    c, places = x.shape[3], len(sides) ** 2
     v_plane, m_plane = plane(count, c), plane(count, width)
-    v, m = aligned(PLACES * v_plane, x), aligned(PLACES * m_plane, x)
-    patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count)
+    v, m = aligned(places * v_plane, x), aligned(places * m_plane, x)
+    patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count, sides)
     for j in range(panels.shape[0]):
         u = panels[j].ctypes.data
-        _products(v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, x)
-        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count, bias, floor)
+        _products(
+            v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, sides, x
+        )  # fmt: skip
+        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count, bias, floor, sides)
 
 
 @parallel()
-def _transform_patches(b, x, v, y, padding, tiles):
+def _transform_patches(b, x, v, y, padding, tiles, sides):
     first = b * 8
     at = v.ctypes.data + first * x.shape[3] * x.itemsize
-    patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first))
+    patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first), sides)
 
 
 @parallel()
-def _by_filters(task, w, turned, v, y, tiles, block, width, bias, floor):
+def _by_filters(task, w, turned, v, y, tiles, block, width, bias, floor, sides):
     blocks = (tiles + block - 1) // block
     j, b = divmod(task, blocks)
     count = min(block, tiles - b * block)
-    _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor)
+    _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, floor, sides)
 
 
 @helper()
-def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor):
-    c = w.shape[0 if turned else 1]
+def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor, sides):
+    c, places = w.shape[0 if turned else 1], len(sides) ** 2
     u_plane, m_plane = plane(_CHUNK, width), plane(count, width)
-    u, m = aligned(PLACES * u_plane, v), aligned(PLACES * m_plane, v)
+    u, m = aligned(places * u_plane, v), aligned(places * m_plane, v)
     for start in range(0, c, _CHUNK):
         n = min(_CHUNK, c - start)
-        _filters(w, turned, channel, width, start, n, u.ctypes.data, u_plane)
+        _filters(w, turned, channel, width, start, n, u.ctypes.data, u_plane, sides)
         at = v.ctypes.data + (first * c + start) * v.itemsize
         _products(
-            at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, v
+            at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, sides, v
         )  # fmt: skip
-    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count, bias, floor)
+    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count, bias, floor, sides)

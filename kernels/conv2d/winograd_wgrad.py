@@ -20,22 +20,20 @@ from ..cpu.microkernel import lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
 from ..registry import kernel
-from . import winograd
 from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
+from .winograd import F2, F4, TAPS, supports
 from .winograd_kernels import (
     GRADIENT,
-    PLACES,
     UPSTREAM,
     patches,
     plane,
-    rank_of_channels,
+    rank_of,
     tiles_of_block,
     transform,
     with_whole_vectors,
 )
 
-_TILE, _PATCH, _TAPS = winograd.TILE, winograd.PATCH, winograd.TAPS
 _VECTOR_BYTES = simd().vector_bytes
 _BY_FILTERS = 1 << 15  # C * K from which there is one dU
 _CACHE_BYTES = 1 << 20  # of V and D of a block: more than forward, as dU is read and written once per block
@@ -45,11 +43,11 @@ _AT_ONCE = 1 << 23  # numbers of V and D that are made at once
 
 
 def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return winograd.supports(kernel_hw, stride, dilation, groups) and dy.size > 0
+    return supports(kernel_hw, stride, dilation, groups) and dy.size > 0
 
 
-def _rank(x, dy, **_):
-    return rank_of_channels(dy.shape[1], x.shape[1], x.dtype)
+def _rank(form):
+    return lambda x, dy, **_: rank_of(form, dy.shape[1], x.shape[1], dy.shape[2:], x.dtype)
 
 
 @kernel(
@@ -57,62 +55,84 @@ def _rank(x, dy, **_):
     device="cpu",
     step=5,
     supports=_supports,
-    rank=_rank,
-    error_scale=winograd.wgrad_scale,
+    rank=_rank(F4),
+    error_scale=F4.wgrad_scale,
     error_factor=4.0,  # the scale is generous: what is seen stays below 1
     exact=False,
     note="Winograd F(4x4, 3x3), its adjoint: a quarter of the products",
 )
 def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    return _correlate(F4, x, dy, padding)
+
+
+@kernel(
+    CONV2D_WGRAD,
+    device="cpu",
+    step=5,
+    supports=_supports,
+    rank=_rank(F2),
+    error_scale=F2.wgrad_scale,
+    error_factor=4.0,
+    exact=False,
+    note="Winograd F(2x2, 3x3), its adjoint, for the smallest images",
+)
+def wgrad_winograd_2x2(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    return _correlate(F2, x, dy, padding)
+
+
+def _correlate(form, x, dy, padding):
     (k, c), dtype = (dy.shape[1], x.shape[1]), x.dtype
     x, dy = with_whole_vectors(to_nhwc(x), 3), with_whole_vectors(to_nhwc(dy), 3)
     (n, p, q, wide), deep = dy.shape, x.shape[3]
-    tiles, width = n * winograd.tiles_of(p) * winograd.tiles_of(q), panel_width(wide, dtype)
-    dw = np.zeros((wide, deep, _TAPS, _TAPS), dtype)
+    tiles, width, sides = n * form.tiles_of(p) * form.tiles_of(q), panel_width(wide, dtype), form.sides
+    places = form.patch**2
+    dw = np.zeros((wide, deep, TAPS, TAPS), dtype)
     if deep * wide < _BY_FILTERS:
-        block = tiles_of_block(deep + wide, dtype, _CACHE_BYTES)
+        block = tiles_of_block(form, deep + wide, dtype, _CACHE_BYTES)
         blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
-        shares = min(blocks, max(4, min(16, _SHARES // (PLACES * deep * wide))))
-        du = empty((shares, PLACES, plane(deep, wide)), dtype)
-        _by_tiles(len(du), x, dy, du, padding, tiles, block, width)
-        _sum_shares(PLACES, du, deep * wide)
-        _write_panels(len(dw) // width, du, dw, width)
+        shares = min(blocks, max(4, min(16, _SHARES // (places * deep * wide))))
+        du = empty((shares, places, plane(deep, wide)), dtype)
+        _by_tiles(len(du), x, dy, du, padding, tiles, block, width, sides)
+        _sum_shares(places, du, deep * wide)
+        _write_panels(len(dw) // width, du, dw, width, sides)
     else:
-        at_once = max(16, _AT_ONCE // (PLACES * (deep + wide)) // 16 * 16)
-        v, d = (empty((PLACES, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
+        at_once = max(16, _AT_ONCE // (places * (deep + wide)) // 16 * 16)
+        v, d = (empty((places, plane(min(tiles, at_once), channels)), dtype) for channels in (deep, wide))
         for first in range(0, tiles, at_once):
             count = min(at_once, tiles - first)
-            _transform_both(-(-count // 8), x, dy, v, d, padding, first, count)
-            _by_filters(len(dw) // width * -(-dw.shape[1] // _CHUNK), v, d, dw, count, width)
+            _transform_both(-(-count // 8), x, dy, v, d, padding, first, count, sides)
+            _by_filters(len(dw) // width * -(-dw.shape[1] // _CHUNK), v, d, dw, count, width, sides)
     return dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
 
 
 @helper()
-def _upstream(dy, d, d_plane, first, count):
+def _upstream(dy, d, d_plane, first, count, sides):
     """D for the tiles from `first` on."""
-    _, p, q, k = dy.shape
-    down, across = (p + _TILE - 1) // _TILE, (q + _TILE - 1) // _TILE
+    (_, p, q, k), patch, tile = dy.shape, len(sides), len(sides) - TAPS + 1
+    down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     zeros = np.zeros(k, dy.dtype)
     for t in range(count):
         n, at = divmod(first + t, down * across)
-        top, left = at // across * _TILE, at % across * _TILE
+        top, left = at // across * tile, at % across * tile
         transform(
             dy.ctypes.data + ((n * p + top) * q + left) * k * dy.itemsize, q * k, k, 0, p - top, 0, q - left,
             zeros.ctypes.data,
-            d + t * k * dy.itemsize, _PATCH * d_plane, d_plane, 0, _PATCH, 0, _PATCH, 0,
-            k, UPSTREAM, dy.dtype,
+            d + t * k * dy.itemsize, patch * d_plane, d_plane, 0, patch, 0, patch, 0,
+            k, UPSTREAM, sides, dy.dtype,
         )  # fmt: skip
 
 
 @helper()
-def _products(v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, asks, like):
+def _products(
+    v, v_plane, v_row, d, d_plane, d_row, du, du_plane, rows, columns, width, count, accumulate, asks, sides, like
+):
     """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters.
 
     asks: for what the next place needs, if these are few.
     """
     size = like.itemsize
-    for e in range(PLACES):
+    for e in range(len(sides) ** 2):
         next_v, next_d = v + (e + 1) * v_plane * size, d + (e + 1) * d_plane * size
         for j in range(0, columns, width):
             b = d + (e * d_plane + j) * size
@@ -141,38 +161,38 @@ def _coming(v, v_row, d, d_row, rows, width, count, i, size):
 
 
 @helper()
-def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c):
+def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c, sides):
     """Add dU, transformed back, to dw (K, C, 3, 3)."""
-    n, c = _TAPS * _TAPS, dw.shape[1]
+    n, c, patch = TAPS * TAPS, dw.shape[1], len(sides)
     taps = aligned(channels * n * width, dw)
     for i in range(channels):
         transform(
-            du + i * du_row * dw.itemsize, _PATCH * du_plane, du_plane, 0, _PATCH, 0, _PATCH, 0,
-            taps.ctypes.data + i * n * width * dw.itemsize, _TAPS * width, width, 0, _TAPS, 0, _TAPS, 0,
-            width, GRADIENT, dw.dtype,
+            du + i * du_row * dw.itemsize, patch * du_plane, du_plane, 0, patch, 0, patch, 0,
+            taps.ctypes.data + i * n * width * dw.itemsize, TAPS * width, width, 0, TAPS, 0, TAPS, 0,
+            width, GRADIENT, sides, dw.dtype,
         )  # fmt: skip
     add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)
 
 
 @parallel()
-def _by_tiles(t, x, dy, du, padding, tiles, block, width):
+def _by_tiles(t, x, dy, du, padding, tiles, block, width, sides):
     shares, blocks = du.shape[0], (tiles + block - 1) // block
     first, last = blocks * t // shares, blocks * (t + 1) // shares
-    _share(x, dy, du[t], padding, tiles, block, first, last, width)
+    _share(x, dy, du[t], padding, tiles, block, first, last, width, sides)
 
 
 @helper()
-def _share(x, dy, du, padding, tiles, block, first, last, width):
-    c, k = x.shape[3], dy.shape[3]
+def _share(x, dy, du, padding, tiles, block, first, last, width, sides):
+    c, k, places = x.shape[3], dy.shape[3], len(sides) ** 2
     v_plane, d_plane = plane(block, c), plane(block, k)
-    v, d = aligned(PLACES * v_plane, x), aligned(PLACES * d_plane, x)
+    v, d = aligned(places * v_plane, x), aligned(places * d_plane, x)
     for b in range(first, last):
         count = min(block, tiles - b * block)
-        patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count)
-        _upstream(dy, d.ctypes.data, d_plane, b * block, count)
+        patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count, sides)
+        _upstream(dy, d.ctypes.data, d_plane, b * block, count, sides)
         _products(
             v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du.ctypes.data, du.shape[1], c, k, width, count,
-            b > first, False, x,
+            b > first, False, sides, x,
         )  # fmt: skip
 
 
@@ -188,36 +208,36 @@ def _add(total, share):
 
 
 @parallel()
-def _write_panels(j, du, dw, width):
+def _write_panels(j, du, dw, width, sides):
     k, c = dw.shape[:2]
     first = j * width
-    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0)
+    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0, sides)
 
 
 @parallel()
-def _transform_both(b, x, dy, v, d, padding, first, count):
+def _transform_both(b, x, dy, v, d, padding, first, count, sides):
     start = b * 8
     n = min(8, count - start)
     at, to = start * x.shape[3] * x.itemsize, start * dy.shape[3] * x.itemsize
-    patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n)
-    _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n)
+    patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n, sides)
+    _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n, sides)
 
 
 @parallel()
-def _by_filters(task, v, d, dw, count, width):
+def _by_filters(task, v, d, dw, count, width, sides):
     chunks = (dw.shape[1] + _CHUNK - 1) // _CHUNK
     j, i = divmod(task, chunks)
-    _chunk(v, d, dw, j * width, width, i * _CHUNK, count)
+    _chunk(v, d, dw, j * width, width, i * _CHUNK, count, sides)
 
 
 @helper()
-def _chunk(v, d, dw, first_k, width, first_c, count):
+def _chunk(v, d, dw, first_k, width, first_c, count, sides):
     k, c = dw.shape[:2]
     n = min(_CHUNK, c - first_c)
     du_plane, size = plane(n, width), v.itemsize
-    du = aligned(PLACES * du_plane, v)
+    du = aligned(len(sides) ** 2 * du_plane, v)
     _products(
         v.ctypes.data + first_c * size, v.shape[1], c, d.ctypes.data + first_k * size, d.shape[1], k,
-        du.ctypes.data, du_plane, n, width, width, count, False, True, v,
+        du.ctypes.data, du_plane, n, width, width, count, False, True, sides, v,
     )  # fmt: skip
-    _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c)
+    _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c, sides)

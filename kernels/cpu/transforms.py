@@ -9,7 +9,7 @@ A grid may hang over the border of an image: what is outside is read as zeros, a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -174,11 +174,12 @@ class _Value:
         return _Value(self.emitter, self.emitter.builder.fmul(self.value, factor, flags=("contract",)))
 
 
-def transform_2d(matrices: Sequence[Matrix]) -> Any:
-    """An intrinsic that applies one of these matrices, chosen by a literal index:
+def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
+    """An intrinsic that applies one of these matrices, chosen by the length of the tuple `sides` and a literal index:
 
         transform(source, source_row, source_col, top, bottom, left, right, zeros,
-                  target, target_row, target_col, t_top, t_bottom, t_left, t_right, scratch, channels, index, dtype)
+                  target, target_row, target_col, t_top, t_bottom, t_left, t_right, scratch,
+                  channels, index, sides, dtype)
 
     source, target: addresses of the grids' first elements. *_row, *_col: strides in elements. top <= i < bottom and
     left <= j < right say which of the source's elements are inside; for the others `zeros` is read, the address of as
@@ -207,13 +208,14 @@ def transform_2d(matrices: Sequence[Matrix]) -> Any:
         scratch,
         channels,
         index,
+        sides,
         dtype,
     ):
         if not literal(index):
             return None  # Numba asks again with literal types
 
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            matrix, emitter = matrices[index.literal_value], Emitter(builder, dtype.dtype)
+            matrix, emitter = matrices[sides.count][index.literal_value], Emitter(builder, dtype.dtype)
             targets = grid(emitter, len(matrix), *args[8:16])
             with transformed(emitter, matrix, args[:8], args[16]) as (c, results):
                 for row, places in zip(results, targets, strict=True):
@@ -221,7 +223,7 @@ def transform_2d(matrices: Sequence[Matrix]) -> Any:
                         emitter.store(result, emitter.at(place, c))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 17, index, dtype), emit
+        return types.void(*[types.int64] * 17, index, sides, dtype), emit
 
     return transform
 
