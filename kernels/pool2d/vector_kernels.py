@@ -12,6 +12,7 @@ import numpy as np
 from ..cpu.bfloat16 import bits
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
+from ..cpu.transforms import fetch
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -56,7 +57,10 @@ def _max_rows(row, x, y, places, kernel, stride, padding, dilation):
 def _max_row(x, y, places, kernel, stride, top, left, dilation):
     height, width, channels = x.shape
     least, nowhere = splat(np.float32(-np.inf), PANEL, np.float32), splat(np.int32(-1), PANEL, places.dtype)
+    below = top + (kernel[0] - 1) * dilation[0] + 1  # the rows that the next row of windows sees for the first time
     for q in range(y.shape[0]):
+        for h in range(below, min(below + stride[0], height)):
+            fetch(x.ctypes.data + (h * width + q * stride[1]) * x.strides[1], stride[1] * x.strides[1])
         for c in range(0, channels, PANEL):
             best, place = least, nowhere
             for r in range(kernel[0]):
