@@ -5,7 +5,8 @@ row as one vector (cpu/vectors.py). Sums and the vectors over channels then stay
 go by; a group is small enough for the second-level cache, so that its panels may be taken one after the other.
 
 Blocks are cut by shape alone: the same bits on any number of threads. The second pass walks the blocks backwards: what
-the first pass read last is still in the cache.
+the first pass read last is still in the cache. While a group is computed the lines of the next are asked for, one after
+the other as memory likes it: its panels are wide steps apart (512 channels of bfloat16: 0.6 of the time).
 
 Statistics are one pass of float64 sums of d = x - k and d², k being the channel's first number: the differences are
 exact, and a float32 variance needs no more (rounding in float64 is 2^29 times finer, so a variance that is small
@@ -24,6 +25,7 @@ import numpy as np
 from ..cpu.bfloat16 import bits
 from ..cpu.jit import helper, njit
 from ..cpu.parallel import parallel
+from ..cpu.transforms import fetch
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where, widen
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
@@ -204,7 +206,9 @@ def _block_statistics(x, shift, group, out):
             squares_at = out[1, j * PANEL :].ctypes.data
             k = widen(load(shift[j * PANEL :].ctypes.data, PANEL, shift.dtype))
             total, squares = load(total_at, PANEL, out.dtype), load(squares_at, PANEL, out.dtype)
+            ahead = x[first].ctypes.data + group * row + j * rows * step
             for i in range(rows):
+                fetch(ahead + i * step, step)
                 d = widen(load(p + i * row, PANEL, x.dtype)) - k
                 total = total + d
                 squares = squares + d * d
@@ -228,8 +232,12 @@ def _normalise_group(x, z, y, vectors, add, relu):
         mean, scale, beta = _vector(vectors, 0, j), _vector(vectors, 1, j), _vector(vectors, 2, j)
         p, skip, out = x.ctypes.data + j * step, z.ctypes.data + j * step, y.ctypes.data + j * step
         for i in range(len(x)):
+            ahead = (j * (len(x) - 1) + i) * step - len(x) * row  # from p, skip and out on: tasks go backwards
+            fetch(p + ahead, step)
+            fetch(out + ahead, step)
             v = (load(p + i * row, PANEL, x.dtype) - mean) * scale + beta
             if add:
+                fetch(skip + ahead, step)
                 v = v + load(skip + i * row, PANEL, x.dtype)
             if relu:
                 v = where(v <= zero, zero, v)  # a NaN stays
@@ -262,12 +270,17 @@ def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
             active, skip = y.ctypes.data + offset, dz.ctypes.data + offset
             plain, weighted = zero, zero
             for i in range(rows):
+                ahead = (j * (rows - 1) + i) * step + group * row
+                fetch(upstream + ahead, step)
+                fetch(p + ahead, step)
                 g, d = load(upstream + i * row, PANEL, x.dtype), load(p + i * row, PANEL, x.dtype) - mean
                 if again:
                     g = where(d * scale + beta > zero, g, zero)
                 elif relu:
+                    fetch(active + ahead, step)
                     g = where(load(active + i * row, PANEL, x.dtype) > zero, g, zero)
                 if residual:
+                    fetch(skip + ahead, step)
                     store_as(skip + i * row, g, dz.dtype)
                 plain = plain + g
                 weighted = weighted + g * d
@@ -294,9 +307,14 @@ def _dx_group(dy, x, y, dx, vectors, relu, again):
         upstream, p = dy.ctypes.data + j * step, x.ctypes.data + j * step
         active, out = y.ctypes.data + j * step, dx.ctypes.data + j * step
         for i in range(len(x)):
+            ahead = (j * (len(x) - 1) + i) * step - len(x) * row
+            fetch(upstream + ahead, step)
+            fetch(p + ahead, step)
+            fetch(out + ahead, step)
             g, d = load(upstream + i * row, PANEL, x.dtype), load(p + i * row, PANEL, x.dtype) - mean
             if again:
                 g = where(d * scale + beta > zero, g, zero)
             elif relu:
+                fetch(active + ahead, step)
                 g = where(load(active + i * row, PANEL, x.dtype) > zero, g, zero)
             store_as(out + i * row, g * scale - (constant + slope * d), dx.dtype)
