@@ -39,6 +39,23 @@ def test_kernel_is_right(kernel, case):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    "name, n, c, hw, k",
+    [
+        ("wgrad_pointwise", 65, 32, (15, 17), 96),  # pixels: an odd number, shares of several blocks; several panels
+        ("fprop_pointwise", 1, 1024, (3, 5), 320),  # two blocks of the sum, two of panels, a tile that hangs over
+        ("dgrad_pointwise", 1, 320, (3, 5), 1024),
+        ("bias_act_pointwise", 1, 1024, (3, 5), 320),
+    ],
+)
+def test_large_1x1_is_right(name, n, c, hw, k):
+    """What these kernels alone cut into several parts; the slow ones, and the interpreter, would take long."""
+    kernel = next(kernel for kernel in registry.kernels(device="cpu") if kernel.name == name)
+    params = dict(n=n, c=c, hw=hw, k=k, rs=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
+    results = list(check_case(kernel, registry.Case("1x1_stride2", params)))  # a case of this name has z and ReLU
+    assert {r.dtype for r in results} == set(dtypes_of(kernel)) and all(r.ok for r in results), results
+
+
 @pytest.mark.parametrize("kernel", registry.kernels(), ids=lambda k: f"{k.problem.name}-{k.name}")
 def test_kernel_takes_a_case_in_every_dtype_that_it_names(kernel):
     """Nothing is left out above in silence: a kernel that takes no case would not be tested at all."""

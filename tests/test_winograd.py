@@ -25,7 +25,7 @@ def _kernel(problem, name):
     return next(k for k in registry.kernels(problem, "cpu") if k.name == name)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values())
 def test_matrices_compute_a_correlation_exactly(form):
     rng = np.random.default_rng(0)
     inputs, filters, outputs = (
@@ -41,7 +41,7 @@ def test_matrices_compute_a_correlation_exactly(form):
 
 
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values())
 def test_combine_is_a_matrix_product(form, name):
     matrix = np.array(getattr(form, name), np.float64)
     values = _numbers(matrix.shape[1], 5)

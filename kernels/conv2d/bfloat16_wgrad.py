@@ -206,14 +206,13 @@ def _part(x, panels, dw, pixels, p, q, stride, top, left, channel, first_panel):
 def _gather(x, seen, pixels, p, q, stride, top, left, channel, start, count):
     """seen[i, c]: what a tap sees at the output pixels of pair start + i; zeros outside x."""
     zeros = np.zeros(seen.shape[1], x.dtype)
-    nothing = zeros.ctypes.data
     n, at = divmod(2 * start, p * q)
     row, column = divmod(at, q)
-    places = (nothing, nothing)
+    places = (np.int64(0), np.int64(0))
     for i in range(2 * count):
         h, w = row * stride[0] + top, column * stride[1] + left
         inside = 2 * start + i < pixels and 0 <= h < x.shape[1] and 0 <= w < x.shape[2]
-        place = nothing
+        place = np.int64(zeros.ctypes.data)  # named within the loop, which keeps it; unsigned, Numba made floats of it
         if inside:
             place = x.ctypes.data + (((n * x.shape[1] + h) * x.shape[2] + w) * x.shape[3] + channel) * x.itemsize
         places = (places[1], place)

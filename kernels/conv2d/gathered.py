@@ -4,8 +4,8 @@
 
 A task takes some pixels and some panels of filters. For each tile of pixels it copies what they see into the
 first-level cache, in rows a fixed distance apart, and multiplies it by one panel after the other; a block of panels,
-over some hundred steps of the sum, stays in the second-level cache. Sums are formed beside it, too, and written to y, a
-whole row at a time, when they are finished. So nothing depends on how far apart pixels lie: in place, those of many
+over some hundred steps of the sum, stays in the second-level cache. Sums are formed beside it, too, and written to y,
+row by row, when they are finished. So nothing depends on how far apart pixels lie: in place, those of many
 channels are a multiple of 4096 bytes apart and push each other out of the cache. Strides, padding and taps cost only
 the copy, of which each number is multiplied by all filters; the rows of y may lie anywhere.
 
@@ -34,9 +34,8 @@ _DEPTH = 512  # of a block of the sum
 _PAD = 16  # numbers after each row of a tile, so that rows are not a multiple of 4096 bytes apart
 _ROW = _DEPTH + _PAD
 _CACHE_NUMBERS = 1 << 17  # of a block of panels: half a megabyte of float32
-_TILES = 14  # of a task: its y is added to by one block of the sum after the other, and should not leave the cache
+_TILES = 14  # of a task: its sums are added to by one block of steps after the other, and should not leave the cache
 _VECTOR_BYTES = simd().vector_bytes
-_ALL = 62  # 2**62 lines side by side
 
 
 def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor):
@@ -75,7 +74,7 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
     begin, end = n_panels * j // side, n_panels * (j + 1) // side
     column, columns = begin * width * size, (end - begin) * width
     origins, tops, lefts, targets = _places(x, y, column, stride, first, count)
-    # Both of these are unsigned numbers to Numba, which makes floats of them where they meet a signed one.
+    # Unsigned, skip would be a float to Numba where it meets a 0.
     skip, shift = np.int64(z.ctypes.data - y.ctypes.data), bias.ctypes.data + column if bias.size > 0 else 0
     row = columns + _PAD
     seen, sums = aligned(_ROWS * _ROW, x), aligned((count if steps > depth else _ROWS) * row, x)
@@ -88,24 +87,27 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
             for m in range(_ROWS):
                 _gather(x, seen, m * _ROW, origins[i + m], tops[i + m], lefts[i + m], rows, cols, r, s, channel, n)
             out = sums.ctypes.data + (i * row * size if steps > depth else 0)
-            # Asked for during the first panel: what the next tile sees, without taps and strides one run of lines.
-            ahead, side_by_side, wanted = origins[i + _ROWS] if i + _ROWS < count else 0, _ALL, 0
+            # Asked for during the first panel: what the next tile sees of these channels, were there one tap.
+            ahead, side_by_side, apart, wanted = 0, lines_of(n * size), stride[1] * x.shape[3] * size, 0
+            if i + _ROWS < count:
+                ahead = origins[i + _ROWS] + channel * size
             for p in range(begin, end):
                 b, c = panels.ctypes.data + (p * steps + start) * width * size, out + (p - begin) * width * size
                 if wide:
                     multiply_fetching(
-                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
+                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, apart,
                         _ROWS, 2, x.dtype,
                     )  # fmt: skip
                 else:
                     multiply_fetching(
-                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, z.strides[2],
+                        seen.ctypes.data, _ROW, 1, b, width, c, row, n, start > 0, ahead, side_by_side, apart,
                         _ROWS, 1, x.dtype,
                     )  # fmt: skip
                 # During the others: what `finish` reads and writes, the rows of z, then of y.
                 at = wanted if add else wanted + _ROWS
                 ahead = 0 if not last or at >= 2 * _ROWS else targets[i + at % _ROWS] + (skip if at < _ROWS else 0)
-                side_by_side, wanted = run, wanted + share
+                side_by_side, apart = run, z.strides[2]
+                wanted = min(wanted + share, _ROWS) if wanted < _ROWS else wanted + share  # z's rows, then y's
             if last:
                 for m in range(min(_ROWS, pixels - first - i)):
                     to = targets[i + m]

@@ -173,7 +173,9 @@ def _convolve_block(x, panels, y, rows, cols, stride, k, first, count):
                 n, pq = divmod(first + i, p_size * q_size)
                 p, q = divmod(pq, q_size)
                 whole = side_by_side and channels == width and count - i >= ROWS  # the tile can go straight into y
-                out = y.ctypes.data + ((first + i) * pixel + start) * y.itemsize if whole else tile.ctypes.data
+                out = np.int64(tile.ctypes.data)  # unsigned, it would be a float to Numba
+                if whole:
+                    out = y.ctypes.data + ((first + i) * pixel + start) * y.itemsize
                 _tile(
                     patches.ctypes.data + i * taps * x.itemsize, taps, 1, panels[g, j].ctypes.data, width,
                     out, pixel if whole else width, taps, False, width, x,

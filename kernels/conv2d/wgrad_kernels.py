@@ -110,9 +110,12 @@ def _gather(x, seen, p, q, stride, top, left, channel, channels, start, count):
     _, h_size, w_size, c = x.shape
     zeros = np.zeros(channels, x.dtype)
     for i in range(count):
+        nothing = np.int64(
+            zeros.ctypes.data
+        )  # named within the loop, which keeps it; unsigned, Numba made floats of it
         n, at = divmod(start + i, p * q)
         h, w = at // q * stride[0] + top, at % q * stride[1] + left
         inside = 0 <= h < h_size and 0 <= w < w_size
         source = x.ctypes.data + (((n * h_size + h) * w_size + w) * c + channel) * x.itemsize
         target = seen.ctypes.data + i * channels * x.itemsize
-        copy(source if inside else zeros.ctypes.data, target, channels, x.dtype)
+        copy(source if inside else nothing, target, channels, x.dtype)

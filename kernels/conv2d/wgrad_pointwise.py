@@ -74,18 +74,18 @@ def _share(x, dy, dw, p, q, stride, together, channel, first, last):
     n, wide = min(_CHANNELS, c - channel), width * size > _VECTOR_BYTES
     rows, block = 8 if wide else 16, _equal(last - first, _BLOCK)
     part = _equal(block, _PART)
-    seen, upstream = aligned(_BLOCK * n, dw), aligned(_PART * width, dw)
+    seen, upstream, zeros = aligned(_BLOCK * n, dw), aligned(_PART * width, dw), np.zeros(_CHANNELS, x.dtype)
     # How many tiles of a part ask for all of the next one, and for some of the next block.
     run, x_run = lines_of(width * number), lines_of(n * number)
     for_dy = together << run
     for_x = _parts(block * together << x_run, part * panels * _parts(block, part))
     for start in range(first, last, block):
         steps, asked = min(block, last - start), (start + block) * together
-        _lay_out_x(x, seen, p, q, stride, together, pixels, channel, n, start, steps)
+        _lay_out_x(x, zeros, seen, p, q, stride, together, pixels, channel, n, start, steps)
         for j in range(panels):
             for at in range(0, steps, part):
                 count = min(part, steps - at)
-                _lay_out_dy(dy, upstream, together, j * width, width, start + at, count)
+                _lay_out_dy(dy, zeros, upstream, together, j * width, width, start + at, count)
                 following = at + part if at + part < steps else 0 if j + 1 < panels else block
                 column = (j if at + part < steps else j + 1 if j + 1 < panels else 0) * width
                 for i in range(0, n, rows):
@@ -131,15 +131,14 @@ def _pixel(x, p, q, stride, at):
 
 
 @helper()
-def _lay_out_x(x, seen, p, q, stride, together, pixels, channel, channels, start, steps):
-    """seen[c // 16, i, c % 16] = channel c of what output pixels see at step start + i."""
+def _lay_out_x(x, zeros, seen, p, q, stride, together, pixels, channel, channels, start, steps):
+    """seen[c // 16, i, c % 16] = channel c of what output pixels see at step start + i; zeros after the last pixel."""
     c, number, size = x.shape[3], x.itemsize, together * x.itemsize
-    zeros = np.zeros(_CHANNELS, x.dtype)
     for i in range(steps):
         at = (start + i) * together
         first = x.ctypes.data + (_pixel(x, p, q, stride, at) * c + channel) * number
-        second = zeros.ctypes.data
-        if at + 1 < pixels:
+        second = np.int64(zeros.ctypes.data)  # unsigned, both of these would be floats to Numba
+        if together == 2 and at + 1 < pixels:
             second = x.ctypes.data + (_pixel(x, p, q, stride, at + 1) * c + channel) * number
         for j in range(0, channels, _SIDE_BY_SIDE):
             target = seen.ctypes.data + (j * _BLOCK + i * _SIDE_BY_SIDE) * size
@@ -147,12 +146,11 @@ def _lay_out_x(x, seen, p, q, stride, together, pixels, channel, channels, start
 
 
 @helper()
-def _lay_out_dy(dy, upstream, together, column, width, start, steps):
+def _lay_out_dy(dy, zeros, upstream, together, column, width, start, steps):
     """upstream[i] = some columns of dy at step start + i."""
     (pixels, k), number = dy.shape, dy.itemsize
-    zeros = np.zeros(width, dy.dtype)
     for i in range(steps):
         at = (start + i) * together
         first = dy.ctypes.data + (at * k + column) * number
-        second = first + k * number if at + 1 < pixels else zeros.ctypes.data
+        second = first + k * number if at + 1 < pixels else np.int64(zeros.ctypes.data)
         interleave(first, second, upstream.ctypes.data + i * width * together * number, width, dy.dtype)

@@ -13,7 +13,7 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 from .winograd import F4
 
 # Winograd rounds in float32: 4 of its eps, of which one of float16 is 2^13 (bfloat16's is larger still). One more eps
-# of the direct scale for the last rounding to 16 bits. F(4x4) stands for both forms: it loses more.
+# of the direct scale for the last rounding to 16 bits. F(4x4) stands for both forms: as a rule it loses more.
 _SHARE = 4 * 2.0**-13
 # Winograd in float32, with a quarter of the products, is where nothing multiplies pairs of bfloat16 by one instruction.
 _RANK = 2.5 if has_bfloat16_products() else 5.0

@@ -128,7 +128,7 @@ F4 = Form(
         (0, 1, -1, 8, -8, 1),
     ),
 )
-FORMS = (F2, F4)
+FORMS = {form.patch: form for form in (F2, F4)}
 
 
 def supports(rs, stride, dilation, groups) -> bool:

@@ -31,7 +31,7 @@ from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .winograd import F2, F4, FORMS, TAPS, supports
 
 INPUT, FILTER, OUTPUT, UPSTREAM, GRADIENT = range(5)
-transform = transform_2d({f.patch: (f.input, f.filter, f.output, f.upstream, f.gradient) for f in FORMS})
+transform = transform_2d({patch: (f.input, f.filter, f.output, f.upstream, f.gradient) for patch, f in FORMS.items()})
 _VECTOR_BYTES = simd().vector_bytes
 _CACHE_BYTES = 3 << 17  # what V and M of a block of tiles may take of the second-level cache
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
@@ -65,7 +65,7 @@ def rank_of(form, k, c, hw, dtype):
     n = lanes(dtype)
     if -(-k // n) * -(-c // n) * n * n > 2 * k * c:
         return 3.2
-    return 5.0 if form is min(FORMS, key=lambda f: f.products_of(hw)) else 4.9
+    return 5.0 if form is min(FORMS.values(), key=lambda f: f.products_of(hw)) else 4.9
 
 
 @kernel(
@@ -234,7 +234,7 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, floor, sides):
         n, at = divmod(first + t, down * across)
         top, left = at // across * tile, at % across * tile
         offset = (((n * p + top) * q + left) * k + channel) * y.itemsize
-        source = m + t * width * y.itemsize
+        source = m.ctypes.data + t * width * y.itemsize
         if bias.size > 0:
             outputs_then(
                 source, patch * m_plane, m_plane,
@@ -251,17 +251,19 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, floor, sides):
 
 @helper()
 def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumulate, sides, like):
-    """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles."""
-    size = like.itemsize
-    run = lines_of(c * size)
+    """M (+)= V U for `count` tiles, c channels and one panel of filters, in whole register tiles.
+
+    What the next tile reads of V is asked for during this one.
+    """
+    size, run = like.itemsize, lines_of(c * like.itemsize)
     for e in range(len(sides) ** 2):
         a, b, out = v + e * v_plane * size, u + e * u_plane * size, m + e * m_plane * size
         if width * size > _VECTOR_BYTES:
             for t in range(0, count, 8):
-                at = a + t * v_row * size
+                further = a + (t + 8) * v_row * size if t + 8 < count else a + v_plane * size
                 multiply_fetching(
-                    at, v_row, 1, b, width, out + t * width * size, width, c, accumulate,
-                    at + 8 * v_row * size, run, v_row * size, 8, 2, like.dtype,
+                    a + t * v_row * size, v_row, 1, b, width, out + t * width * size, width, c, accumulate,
+                    further, run, v_row * size, 8, 2, like.dtype,
                 )  # fmt: skip
         else:
             for t in range(0, count, 16):
@@ -288,7 +290,7 @@ def _tile_block(x, panels, y, padding, first, count, width, bias, floor, sides):
         _products(
             v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, sides, x
         )  # fmt: skip
-        _outputs(m.ctypes.data, m_plane, y, j * width, width, first, count, bias, floor, sides)
+        _outputs(m, m_plane, y, j * width, width, first, count, bias, floor, sides)
 
 
 @parallel()
@@ -318,4 +320,4 @@ def _filter_panel(w, turned, v, y, channel, width, first, count, bias, floor, si
         _products(
             at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, sides, v
         )  # fmt: skip
-    _outputs(m.ctypes.data, m_plane, y, channel, width, first, count, bias, floor, sides)
+    _outputs(m, m_plane, y, channel, width, first, count, bias, floor, sides)

@@ -129,7 +129,7 @@ def _products(
 ):
     """dU (+)= V' D for `count` tiles: `rows` channels, in whole register tiles, by panels of `columns` filters.
 
-    asks: for what the next place needs, if these are few.
+    asks: whether tiles ask for what the next place needs; for one panel, or each would ask for the same.
     """
     size = like.itemsize
     for e in range(len(sides) ** 2):
@@ -140,34 +140,43 @@ def _products(
                 a, out = v + (e * v_plane + i) * size, du + (e * du_plane + i * columns + j) * size
                 if width * size > _VECTOR_BYTES:
                     for half in range(0, 16, 8):
-                        ahead, run, apart = _coming(next_v, v_row, next_d, d_row, rows, width, count, i + half, size)
+                        ahead, run, apart = np.int64(0), np.int64(0), np.int64(0)
+                        if asks:
+                            ahead, run, apart = _coming(
+                                next_v, v_row * size, rows * size, next_d, d_row * size, width * size, count, i + half
+                            )  # fmt: skip
                         multiply_fetching(
                             a + half * size, 1, v_row, b, d_row, out + half * columns * size, columns, count,
-                            accumulate, ahead if asks else 0, run, apart, 8, 2, like.dtype,
+                            accumulate, ahead, run, apart, 8, 2, like.dtype,
                         )  # fmt: skip
                 else:
                     multiply_tile(a, 1, v_row, b, d_row, out, columns, count, accumulate, 16, 1, like.dtype)
 
 
 @helper(inline=True)
-def _coming(v, v_row, d, d_row, rows, width, count, i, size):
-    """What the tile with the channels from i on asks for (`ahead`, `run`, `apart` of `multiply_fetching`): the first
-    half of the tiles for rows of V, the others of D, a line at each step."""
-    if 2 * i < rows:
-        run = lines_of(rows * size)
-        return v + (i // 8) * (count >> run) * v_row * size, run, v_row * size
-    run = lines_of(width * size)
-    return d + ((i - rows // 2) // 8) * (count >> run) * d_row * size, run, d_row * size
+def _coming(v, v_row, v_bytes, d, d_row, d_bytes, count, i):
+    """What the tile with the channels from i on asks for (`ahead`, `run`, `apart` of `multiply_fetching`).
+
+    A tile has time for as many lines as there are steps, so the first ones take `count` rows of V between them, the
+    next ones those of D. *_row: bytes between rows, *_bytes: of a row.
+    """
+    tile, v_run, d_run = i // 8, lines_of(v_bytes), lines_of(d_bytes)
+    if tile < 1 << v_run:
+        return v + tile * (count >> v_run) * v_row, v_run, v_row
+    tile -= 1 << v_run
+    if tile < 1 << d_run:
+        return d + tile * (count >> d_run) * d_row, d_run, d_row
+    return 0, 0, 0
 
 
 @helper()
-def _write(du, du_plane, du_row, channels, width, dw, first_k, first_c, sides):
-    """Add dU, transformed back, to dw (K, C, 3, 3)."""
+def _write(du, start, du_plane, du_row, channels, width, dw, first_k, first_c, sides):
+    """Add dU, from its number `start` on and transformed back, to dw (K, C, 3, 3)."""
     n, c, patch = TAPS * TAPS, dw.shape[1], len(sides)
     taps = aligned(channels * n * width, dw)
     for i in range(channels):
         transform(
-            du + i * du_row * dw.itemsize, patch * du_plane, du_plane, 0, patch, 0, patch, 0,
+            du.ctypes.data + (start + i * du_row) * dw.itemsize, patch * du_plane, du_plane, 0, patch, 0, patch, 0,
             taps.ctypes.data + i * n * width * dw.itemsize, TAPS * width, width, 0, TAPS, 0, TAPS, 0,
             width, GRADIENT, sides, dw.dtype,
         )  # fmt: skip
@@ -211,7 +220,7 @@ def _add(total, share):
 def _write_panels(j, du, dw, width, sides):
     k, c = dw.shape[:2]
     first = j * width
-    _write(du.ctypes.data + first * du.itemsize, du.shape[2], k, c, width, dw, first, 0, sides)
+    _write(du.reshape(-1), first, du.shape[2], k, c, width, dw, first, 0, sides)
 
 
 @parallel()
@@ -240,4 +249,4 @@ def _chunk(v, d, dw, first_k, width, first_c, count, sides):
         v.ctypes.data + first_c * size, v.shape[1], c, d.ctypes.data + first_k * size, d.shape[1], k,
         du.ctypes.data, du_plane, n, width, width, count, False, True, sides, v,
     )  # fmt: skip
-    _write(du.ctypes.data, du_plane, width, n, width, dw, first_k, first_c, sides)
+    _write(du, 0, du_plane, width, n, width, dw, first_k, first_c, sides)

@@ -7,9 +7,10 @@ that live in registers over the whole sum, per step one load of each vector of B
 
 The sum has two levels because a convolution's has: the rows of a filter, and within a row its taps and channels, which
 are one run of memory. A may have any strides (its transpose too); B and C are rows of contiguous vectors. Addresses
-are integers, strides are in elements.
+are integers, strides are in elements. `multiply_fetching` asks for other memory meanwhile, a line at each step.
 
-bfloat16 is multiplied in pairs, `multiply_pairs_2d`: a step takes two numbers that lie side by side in A and in B,
+bfloat16 is multiplied in pairs (`multiply_pairs_2d`, and `multiply_fetching` of uint16): a step takes two numbers that
+lie side by side in A and in B,
 
     C[m, v] (+)= sum over o, k of A[m, o, k, 0] * B[o, k, v, 0] + A[m, o, k, 1] * B[o, k, v, 1]
 
@@ -264,18 +265,10 @@ class Tile(Emitter):
         """Write the accumulators to C, or add them to it."""
         rows = [self.at(c, i, c_row) for i in range(self.rows)]
         with self.builder.if_then(accumulate):
-            self.add_rows(rows)
-        self.write_rows(rows)
-
-    def add_rows(self, rows) -> None:
-        """Add C, whose rows are at these addresses, to the accumulators."""
-        for slots, row in zip(self.slots, rows, strict=True):
-            for v, slot in enumerate(slots):
-                c = self.load(self.at(row, v * self.width), self.vector)
-                self.builder.store(self.builder.fadd(self.builder.load(slot), c), slot)
-
-    def write_rows(self, rows) -> None:
-        """Write the accumulators to the rows at these addresses."""
+            for slots, row in zip(self.slots, rows, strict=True):
+                for v, slot in enumerate(slots):
+                    c = self.load(self.at(row, v * self.width), self.vector)
+                    self.builder.store(self.builder.fadd(self.builder.load(slot), c), slot)
         for slots, row in zip(self.slots, rows, strict=True):
             for v, slot in enumerate(slots):
                 self.store(self.builder.load(slot), self.at(row, v * self.width))

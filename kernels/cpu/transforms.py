@@ -122,7 +122,7 @@ def move(typing_context, source, target, size):
 
 @intrinsic
 def fetch(typing_context, source, size):
-    """Ask for so many bytes from an address on, which will be read soon; it need not be one that may be read."""
+    """Ask for so many bytes from an address on, which are read or written soon; it need not be one that may be read."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, 64)
