@@ -269,14 +269,19 @@ def test_early_stopping_and_the_best_weights(tmp_path, files):
 
 
 def test_the_weights_of_the_best_epoch_are_kept(tmp_path, files):
-    """At a learning rate that destroys, the first epoch is the best; with a running average, its average is."""
+    """After the first epoch the head says the opposite; with a running average, the average of that epoch is kept."""
     for ema in (0.0, 0.5):
         out = tmp_path / str(ema)
-        changes = {"val": 300, "lr": 2.0, "epochs": 3, "clip": 0.0, "schedule": "multistep", "ema": ema}
-        try:
-            summary = train(recipe_for(files / "ten.safetensors", out=str(out), **changes))
-        except minires.train.Diverged:
-            pytest.skip("diverged before the second epoch")
+        changes = {"val": 300, "lr": 1e-12, "epochs": 3, "bn": "frozen", "weight_decay": 0.0, "ema": ema}
+        run = Run(recipe_for(files / "ten.safetensors", out=str(out), **changes))
+
+        def turn_round(step, run=run):
+            if step.step == 9:
+                with minires.no_grad():
+                    run.model.fc.weight.mul_(-1)
+
+        summary = run.go(turn_round)
+        assert summary.best_step == 8
         checkpoint = Checkpoints(out / "checkpoints")
         assert summary.best_step < summary.steps and summary.best_step in checkpoint.steps()
         best, final = evaluate_run(out, "best"), evaluate_run(out)

@@ -194,8 +194,7 @@ from minires.kernels.checking import Trial, check
 results = [check(k, case, dtype) for name in {problems} for k in registry.kernels(name, "cpu") if {chosen}
            for case in k.problem.cases if case.name in {cases} for dtype in ("float32", "bfloat16")
            if dtype in k.dtypes and Trial(k.problem, case, dtype).suits(k)]
-print(*sorted({{r.kernel.name for r in results}}))
-print(*[r for r in results if not r.ok], sep="\\n")
+print(" ".join(sorted({{r.kernel.name for r in results}})), *[r for r in results if not r.ok], sep="\\n")
 """
 
 
