@@ -142,6 +142,13 @@ def _vector(vectors, i, j):
     return load(vectors[i, j * PANEL :].ctypes.data, PANEL, vectors.dtype)
 
 
+@helper(inline=True)
+def _in_order(i, j, rows, step):
+    """From panel j of a group's first row on, in bytes: what is asked for at row i, so that all panels together ask for
+    a group from its first line to its last."""
+    return (j * (rows - 1) + i) * step
+
+
 @njit()
 def _affine(gamma, beta, mean, inv_std, vectors):
     """Rows of vectors: mean, scale = gamma * inv_std and beta, repeated to their length."""
@@ -206,9 +213,8 @@ def _block_statistics(x, shift, group, out):
             squares_at = out[1, j * PANEL :].ctypes.data
             k = widen(load(shift[j * PANEL :].ctypes.data, PANEL, shift.dtype))
             total, squares = load(total_at, PANEL, out.dtype), load(squares_at, PANEL, out.dtype)
-            ahead = x[first].ctypes.data + group * row + j * rows * step
             for i in range(rows):
-                fetch(ahead + i * step, step)
+                fetch(p + group * row + _in_order(i, j, rows, step), step)
                 d = widen(load(p + i * row, PANEL, x.dtype)) - k
                 total = total + d
                 squares = squares + d * d
@@ -232,7 +238,7 @@ def _normalise_group(x, z, y, vectors, add, relu):
         mean, scale, beta = _vector(vectors, 0, j), _vector(vectors, 1, j), _vector(vectors, 2, j)
         p, skip, out = x.ctypes.data + j * step, z.ctypes.data + j * step, y.ctypes.data + j * step
         for i in range(len(x)):
-            ahead = (j * (len(x) - 1) + i) * step - len(x) * row  # from p, skip and out on: tasks go backwards
+            ahead = _in_order(i, j, len(x), step) - len(x) * row  # tasks go backwards
             fetch(p + ahead, step)
             fetch(out + ahead, step)
             v = (load(p + i * row, PANEL, x.dtype) - mean) * scale + beta
@@ -270,7 +276,7 @@ def _block_sums(dy, x, y, dz, vectors, relu, again, residual, group, out):
             active, skip = y.ctypes.data + offset, dz.ctypes.data + offset
             plain, weighted = zero, zero
             for i in range(rows):
-                ahead = (j * (rows - 1) + i) * step + group * row
+                ahead = _in_order(i, j, rows, step) + group * row
                 fetch(upstream + ahead, step)
                 fetch(p + ahead, step)
                 g, d = load(upstream + i * row, PANEL, x.dtype), load(p + i * row, PANEL, x.dtype) - mean
@@ -307,7 +313,7 @@ def _dx_group(dy, x, y, dx, vectors, relu, again):
         upstream, p = dy.ctypes.data + j * step, x.ctypes.data + j * step
         active, out = y.ctypes.data + j * step, dx.ctypes.data + j * step
         for i in range(len(x)):
-            ahead = (j * (len(x) - 1) + i) * step - len(x) * row
+            ahead = _in_order(i, j, len(x), step) - len(x) * row
             fetch(upstream + ahead, step)
             fetch(p + ahead, step)
             fetch(out + ahead, step)

@@ -15,16 +15,11 @@ from .pointwise_kernels import convolve_pointwise
 from .pointwise_kernels import fprop_supports as pointwise_supports
 from .problem import CONV2D_BIAS_ACT, out_hw
 from .winograd import F2, F4
-from .winograd_kernels import convolve_winograd, fprop_rank
-from .winograd_kernels import fprop_supports as winograd_supports
+from .winograd_kernels import convolve_winograd, fprop_rank, winograd_kernel
 
 
 def _direct_supports(x, w, b, z, *, relu, **params):
     return fprop_supports(x, w, **params)
-
-
-def _winograd_supports(x, w, b, z, *, relu, **params):
-    return winograd_supports(x, w, **params)
 
 
 def winograd_scale(form):
@@ -39,11 +34,6 @@ def winograd_scale(form):
 
 def _pointwise_supports(x, w, b, z, *, relu, **params):
     return pointwise_supports(x, w, **params)
-
-
-def _winograd_rank(form):
-    rank = fprop_rank(form)
-    return lambda x, w, b, z, *, relu, **params: rank(x, w, **params)
 
 
 @kernel(CONV2D_BIAS_ACT, device="cpu", step=3, note="fprop_im2col_tile, then one pass in place")
@@ -62,30 +52,20 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return convolve_pointwise(x, w, stride, b, z, relu)
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_BIAS_ACT,
-    device="cpu",
-    step=5,
-    supports=_winograd_supports,
-    rank=_winograd_rank(F4),
+    rank=fprop_rank(F4),
     error_scale=winograd_scale(F4),
-    error_factor=4.0,  # as fprop_winograd's
-    exact=False,
     note="fprop_winograd with an epilogue; a skip is added by one pass in place",
 )
 def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return _winograd(F4, x, w, b, z, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation), padding, relu)
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_BIAS_ACT,
-    device="cpu",
-    step=5,
-    supports=_winograd_supports,
-    rank=_winograd_rank(F2),
+    rank=fprop_rank(F2),
     error_scale=winograd_scale(F2),
-    error_factor=4.0,
-    exact=False,
     note="fprop_winograd_2x2 with an epilogue",
 )
 def bias_act_winograd_2x2(x, w, b, z, *, stride, padding, dilation, groups, relu):

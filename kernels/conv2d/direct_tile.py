@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from ..cpu.bfloat16 import load_bfloat16, store_bfloat16
 from ..cpu.features import has_bfloat16_products, simd
 from ..cpu.jit import helper
-from ..cpu.microkernel import INT64, PairTile, Tile, literal
+from ..cpu.microkernel import INT64, LINE, literal, tile_of
 from .epilogue import raised
 
 MOST_ROWS = 16
@@ -73,7 +73,7 @@ def multiply_then(
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         a, a_row, a_outer, b, b_outer, y, y_row, steps, outer, bias, z, z_row, add, floor, count = args[:15]
-        tile = (PairTile if pairs else Tile)(builder, rows.literal_value, vectors.literal_value, number)
+        tile = tile_of(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
         size = 2 if pairs else tile.size
 
         def places(base: Any, row: Any, i: int) -> list[Any]:
@@ -82,7 +82,7 @@ def multiply_then(
 
         def ask(base: Any, row: Any, write: bool) -> None:
             for i in range(2 * tile.rows, 3 * tile.rows):
-                for place in places(base, row, i)[:: 64 // (tile.width * size) or 1]:
+                for place in places(base, row, i)[:: LINE // (tile.width * size) or 1]:
                     tile.prefetch(place, write)
 
         ask(y, y_row, True)

@@ -11,14 +11,14 @@ import numpy as np
 from ..cpu.bfloat16 import bits
 from ..cpu.features import simd
 from ..cpu.jit import helper
-from ..cpu.microkernel import lanes
+from ..cpu.microkernel import LINE, lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, move, transpose_block
 from ..cpu.vectors import load, store, store_as
 from ..kept import kept
 from ..memory import empty
 
-_VECTOR_BYTES, _LINE = simd().vector_bytes, 64
+_VECTOR_BYTES = simd().vector_bytes
 _FLOATS = lanes(np.float32)
 _HALF = _FLOATS // 2  # divides what vectors of float64 hold, too
 
@@ -52,9 +52,9 @@ def _chosen(count, taps):
 @helper(inline=True)
 def aligned(n, like):
     """n uninitialised numbers of the dtype of `like`, from the start of a cache line."""
-    numbers = _LINE // like.itemsize
+    numbers = LINE // like.itemsize
     memory = np.empty(n + numbers, like.dtype)
-    first = (-memory.ctypes.data % _LINE) // like.itemsize
+    first = (-memory.ctypes.data % LINE) // like.itemsize
     return memory[first : first + n]
 
 

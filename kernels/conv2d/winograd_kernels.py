@@ -38,16 +38,27 @@ _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 128  # channels of such a part
 
 
-def fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return supports(w.shape[2:], stride, dilation, groups)
+def winograd_kernel(problem, *, rank, error_scale, note, supports=None):
+    """`kernel`, with what Winograd's have in common."""
+    return kernel(
+        problem,
+        device="cpu",
+        step=5,
+        supports=supports or _supports,
+        rank=rank,
+        error_scale=error_scale,
+        error_factor=4.0,  # the scale is generous: what is seen stays below 1
+        exact=False,
+        note=note,
+    )
 
 
-def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+def _supports(x, w, *_, stride, dilation, groups, **__):
     return supports(w.shape[2:], stride, dilation, groups)
 
 
 def fprop_rank(form):
-    def rank(x, w, *, stride, padding, dilation, groups):
+    def rank(x, w, *_, stride, padding, dilation, **__):
         hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
         return rank_of(form, w.shape[0], w.shape[1], hw, x.dtype)
 
@@ -68,60 +79,40 @@ def rank_of(form, k, c, hw, dtype):
     return 5.0 if form is min(FORMS.values(), key=lambda f: f.products_of(hw)) else 4.9
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_FPROP,
-    device="cpu",
-    step=5,
-    supports=fprop_supports,
     rank=fprop_rank(F4),
     error_scale=F4.fprop_scale,
-    error_factor=4.0,  # the scale is generous: what is seen stays below 1
-    exact=False,
     note="Winograd F(4x4, 3x3): a quarter of the products",
 )
 def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     return convolve_winograd(F4, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_FPROP,
-    device="cpu",
-    step=5,
-    supports=fprop_supports,
     rank=fprop_rank(F2),
     error_scale=F2.fprop_scale,
-    error_factor=4.0,
-    exact=False,
     note="Winograd F(2x2, 3x3), for the smallest images: four ninths of the products",
 )
 def fprop_winograd_2x2(x, w, *, stride, padding, dilation, groups):
     return convolve_winograd(F2, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_DGRAD,
-    device="cpu",
-    step=5,
-    supports=_dgrad_supports,
     rank=_dgrad_rank(F4),
     error_scale=F4.dgrad_scale,
-    error_factor=4.0,
-    exact=False,
     note="Winograd F(4x4, 3x3) over dy, the filter turned round",
 )
 def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
     return convolve_winograd(F4, dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_DGRAD,
-    device="cpu",
-    step=5,
-    supports=_dgrad_supports,
     rank=_dgrad_rank(F2),
     error_scale=F2.dgrad_scale,
-    error_factor=4.0,
-    exact=False,
     note="Winograd F(2x2, 3x3) over dy, the filter turned round",
 )
 def dgrad_winograd_2x2(dy, w, *, stride, padding, dilation, groups, input_hw):

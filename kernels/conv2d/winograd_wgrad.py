@@ -19,7 +19,6 @@ from ..cpu.jit import helper
 from ..cpu.microkernel import lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
 from ..memory import empty, to_nhwc
-from ..registry import kernel
 from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
 from .winograd import F2, F4, TAPS, supports
@@ -31,6 +30,7 @@ from .winograd_kernels import (
     rank_of,
     tiles_of_block,
     transform,
+    winograd_kernel,
     with_whole_vectors,
 )
 
@@ -50,30 +50,22 @@ def _rank(form):
     return lambda x, dy, **_: rank_of(form, dy.shape[1], x.shape[1], dy.shape[2:], x.dtype)
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_WGRAD,
-    device="cpu",
-    step=5,
     supports=_supports,
     rank=_rank(F4),
     error_scale=F4.wgrad_scale,
-    error_factor=4.0,  # the scale is generous: what is seen stays below 1
-    exact=False,
     note="Winograd F(4x4, 3x3), its adjoint: a quarter of the products",
 )
 def wgrad_winograd(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return _correlate(F4, x, dy, padding)
 
 
-@kernel(
+@winograd_kernel(
     CONV2D_WGRAD,
-    device="cpu",
-    step=5,
     supports=_supports,
     rank=_rank(F2),
     error_scale=F2.wgrad_scale,
-    error_factor=4.0,
-    exact=False,
     note="Winograd F(2x2, 3x3), its adjoint, for the smallest images",
 )
 def wgrad_winograd_2x2(x, dy, *, stride, padding, dilation, groups, kernel_hw):

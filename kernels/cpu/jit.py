@@ -27,10 +27,10 @@ from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.extending import _Intrinsic
 from numba.core.typed_passes import AnnotateTypes
 
-# Threads that wait for work spin a little and then sleep. Waking one takes 45 microseconds, a spinning one 1. This many
-# turns, a quarter of a millisecond, make a training step on two cores 15 % shorter than none at all, and beside a
-# process that keeps one of the cores busy no longer than fewer do; OpenMP's own default, 20 times as many, makes it
-# nine times as long there. Read by OpenMP when it is loaded.
+# Threads that wait for work spin a little and then sleep. Waking one takes 45 microseconds, a spinning one 1. A step of
+# ResNet-20 on two cores took 123 ms with 5,000 turns and 142 with none, and 3 % less with 15,000. Beside a process that
+# keeps one of the cores busy 5,000 and 15,000 take as long, 15 % longer than none; OpenMP's own default, 300,000, makes
+# it nine times as long there. Read by OpenMP when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "15000")
 

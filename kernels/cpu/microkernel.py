@@ -85,9 +85,7 @@ def multiply_fetching(
         asks = builder.icmp_signed("!=", ahead, zero)
         near, apart, line = (builder.select(asks, *two) for two in ((ahead, a), (apart, zero), (line, zero)))
         among = builder.sub(builder.shl(one, run), one)
-        pairs = dtype.dtype == types.uint16
-        kind, number = (PairTile, types.float32) if pairs else (Tile, dtype.dtype)
-        tile = kind(builder, rows.literal_value, vectors.literal_value, number)
+        tile = tile_of(builder, rows.literal_value, vectors.literal_value, dtype.dtype)
 
         def ask(k: Any) -> None:
             first = builder.add(near, builder.mul(builder.lshr(k, run), apart))
@@ -305,3 +303,10 @@ class PairTile(Tile):
             for v, slot in enumerate(slots):
                 place = self.builder.add(row, ir.Constant(INT64, v * self.width * 2))
                 store_bfloat16(self.builder, self.builder.load(slot), place)
+
+
+def tile_of(builder: ir.IRBuilder, rows: int, vectors: int, number: types.Type) -> Tile:
+    """The tile for such numbers; uint16 stands for bfloat16, in pairs."""
+    if number == types.uint16:
+        return PairTile(builder, rows, vectors, types.float32)
+    return Tile(builder, rows, vectors, number)

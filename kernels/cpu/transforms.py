@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .microkernel import INT64, Emitter, literal
+from .microkernel import INT64, LINE, Emitter, literal
 
 Matrix = Sequence[Sequence[float]]
 
@@ -125,7 +125,7 @@ def fetch(typing_context, source, size):
     """Ask for so many bytes from an address on, which are read or written soon; it need not be one that may be read."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, 64)
+        emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, LINE)
         with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[1], line, intp=INT64) as (i, _):
             emitter.prefetch(builder.add(args[0], i), False)
         return context.get_dummy_value()
