@@ -56,7 +56,7 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
     CONV2D_BIAS_ACT,
     rank=fprop_rank(F4),
     error_scale=winograd_scale(F4),
-    note="fprop_winograd with an epilogue; a skip is added by one pass in place",
+    note="fprop_winograd with an epilogue",
 )
 def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return _winograd(F4, x, w, b, z, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation), padding, relu)
@@ -73,8 +73,8 @@ def bias_act_winograd_2x2(x, w, b, z, *, stride, padding, dilation, groups, relu
 
 
 def _winograd(form, x, w, b, z, hw, padding, relu):
-    if z is None and w.shape[0] % lanes(x.dtype) == 0:
-        return convolve_winograd(form, x, w, False, padding, hw, b, relu)
+    if w.shape[0] % lanes(x.dtype) == 0:
+        return convolve_winograd(form, x, w, False, padding, hw, b, z, relu)
     return _finished(convolve_winograd(form, x, w, False, padding, hw), b, z, relu)
 
 

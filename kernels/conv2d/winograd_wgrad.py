@@ -23,8 +23,12 @@ from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
 from .winograd import F2, F4, TAPS, supports
 from .winograd_kernels import (
+    AHEAD,
     GRADIENT,
     UPSTREAM,
+    corner,
+    cut,
+    fetch_tile,
     patches,
     plane,
     rank_of,
@@ -36,7 +40,7 @@ from .winograd_kernels import (
 
 _VECTOR_BYTES = simd().vector_bytes
 _BY_FILTERS = 1 << 15  # C * K from which there is one dU
-_CACHE_BYTES = 1 << 20  # of V and D of a block: more than forward, as dU is read and written once per block
+_CACHE_BYTES = 3 << 20  # of V and D of a block: more than forward, as dU is read and written once per block
 _SHARES = 1 << 20  # numbers that the shares' dU may take, but at least four of them
 _CHUNK = 64  # channels of a dU that stays in the cache
 _AT_ONCE = 1 << 23  # numbers of V and D that are made at once
@@ -101,18 +105,19 @@ def _correlate(form, x, dy, padding):
 @helper()
 def _upstream(dy, d, d_plane, first, count, sides):
     """D for the tiles from `first` on."""
-    (_, p, q, k), patch, tile = dy.shape, len(sides), len(sides) - TAPS + 1
+    (_, p, q, k), patch, tile, size = dy.shape, len(sides), len(sides) - TAPS + 1, dy.itemsize
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
-    zeros = np.zeros(k, dy.dtype)
-    for t in range(count):
-        n, at = divmod(first + t, down * across)
-        top, left = at // across * tile, at % across * tile
+    border, zeros = aligned(tile * tile * k, dy), np.zeros(k, dy.dtype)
+    for t in range(first, first + count):
+        fetch_tile(dy, t + AHEAD, down, across, tile, 0, 0, 0, k)
+        n, top, left = corner(t, down, across, tile)
+        source, row = dy.ctypes.data + ((n * p + top) * q + left) * k * size, q
+        if top + tile > p or left + tile > q:
+            cut(dy[n], top, left, tile, 0, k, zeros, border)
+            source, row = border.ctypes.data, tile
         transform(
-            dy.ctypes.data + ((n * p + top) * q + left) * k * dy.itemsize, q * k, k, 0, p - top, 0, q - left,
-            zeros.ctypes.data,
-            d + t * k * dy.itemsize, patch * d_plane, d_plane, 0, patch, 0, patch, 0,
-            k, UPSTREAM, sides, dy.dtype,
-        )  # fmt: skip
+            source, row * k, k, d + (t - first) * k * size, patch * d_plane, d_plane, k, UPSTREAM, sides, dy.dtype
+        )
 
 
 @helper()
@@ -168,8 +173,8 @@ def _write(du, start, du_plane, du_row, channels, width, dw, first_k, first_c, s
     taps = aligned(channels * n * width, dw)
     for i in range(channels):
         transform(
-            du.ctypes.data + (start + i * du_row) * dw.itemsize, patch * du_plane, du_plane, 0, patch, 0, patch, 0,
-            taps.ctypes.data + i * n * width * dw.itemsize, TAPS * width, width, 0, TAPS, 0, TAPS, 0,
+            du.ctypes.data + (start + i * du_row) * dw.itemsize, patch * du_plane, du_plane,
+            taps.ctypes.data + i * n * width * dw.itemsize, TAPS * width, width,
             width, GRADIENT, sides, dw.dtype,
         )  # fmt: skip
     add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)

@@ -3,7 +3,6 @@
     target[i, j] = sum over a, b of matrix[i][a] * matrix[j][b] * source[a, b]      for each channel
 
 Source and target are small grids of runs of channels: a patch of an activation, or one place in each of many planes.
-A grid may hang over the border of an image: what is outside is read as zeros, and not written.
 """
 
 from __future__ import annotations
@@ -177,14 +176,10 @@ class _Value:
 def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
     """An intrinsic that applies one of these matrices, chosen by the length of the tuple `sides` and a literal index:
 
-        transform(source, source_row, source_col, top, bottom, left, right, zeros,
-                  target, target_row, target_col, t_top, t_bottom, t_left, t_right, scratch,
-                  channels, index, sides, dtype)
+        transform(source, source_row, source_col, target, target_row, target_col, channels, index, sides, dtype)
 
-    source, target: addresses of the grids' first elements. *_row, *_col: strides in elements. top <= i < bottom and
-    left <= j < right say which of the source's elements are inside; for the others `zeros` is read, the address of as
-    many zeros as there are channels. Likewise for the target, where `scratch` is written instead. channels: how many,
-    a multiple of the vector.
+    source, target: addresses of the grids' first elements. *_row, *_col: strides in elements. channels: how many, a
+    multiple of the vector.
     """
 
     @intrinsic
@@ -193,19 +188,9 @@ def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
         source,
         source_row,
         source_col,
-        top,
-        bottom,
-        left,
-        right,
-        zeros,
         target,
         target_row,
         target_col,
-        t_top,
-        t_bottom,
-        t_left,
-        t_right,
-        scratch,
         channels,
         index,
         sides,
@@ -216,43 +201,32 @@ def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
 
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             matrix, emitter = matrices[sides.count][index.literal_value], Emitter(builder, dtype.dtype)
-            targets = grid(emitter, len(matrix), *args[8:16])
-            with transformed(emitter, matrix, args[:8], args[16]) as (c, results):
-                for row, places in zip(results, targets, strict=True):
-                    for result, place in zip(row, places, strict=True):
-                        emitter.store(result, emitter.at(place, c))
+            with transformed(emitter, matrix, args[:3], args[3:6], args[6]) as (_, results):
+                for result, place in results:
+                    emitter.store(result, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 17, index, sides, dtype), emit
+        return types.void(*[types.int64] * 7, index, sides, dtype), emit
 
     return transform
 
 
 @contextlib.contextmanager
-def transformed(emitter: Emitter, matrix: Matrix, source: Sequence[Any], channels: Any) -> Iterator[tuple[Any, Any]]:
-    """A loop over vectors of channels: the first channel, and the rows of the vectors that `matrix` makes of the grid
-    at `source`, the arguments of `grid`."""
-    sources, n = grid(emitter, len(matrix[0]), *source), range(len(matrix[0]))
+def transformed(
+    emitter: Emitter, matrix: Matrix, source: Sequence[Any], target: Sequence[Any], channels: Any
+) -> Iterator[tuple[Any, list[tuple[Any, Any]]]]:
+    """A loop over vectors of channels: the first channel, and the vectors that `matrix` makes of the grid at `source`,
+    each with its address in the grid at `target`. A grid: its address and its two strides."""
+    size, n = len(matrix), range(len(matrix[0]))
+    sources, targets = _grid(emitter, len(n), *source), _grid(emitter, size, *target)
     step = ir.Constant(INT64, emitter.width)
     with cgutils.for_range_slice(emitter.builder, ir.Constant(INT64, 0), channels, step, intp=INT64) as (c, _):
         patch = [[_Value(emitter, emitter.load(emitter.at(sources[a][b], c), emitter.vector)) for a in n] for b in n]
         columns = [combine(matrix, column) for column in patch]
-        rows = [combine(matrix, [column[i] for column in columns]) for i in range(len(matrix))]
-        yield c, [[result.value for result in row] for row in rows]
+        rows = [combine(matrix, [column[i] for column in columns]) for i in range(size)]
+        yield c, [(rows[i][j].value, emitter.at(targets[i][j], c)) for i in range(size) for j in range(size)]
 
 
-def grid(emitter: Emitter, n: int, base, row, col, top, bottom, left, right, outside) -> list[list[Any]]:
-    """The addresses of an n x n grid's elements, `outside` for those that are not inside."""
-    builder, numbers = emitter.builder, [ir.Constant(INT64, i) for i in range(n)]
-
-    def inside(i, first, last):
-        return builder.and_(builder.icmp_signed("<=", first, i), builder.icmp_signed("<", i, last))
-
-    rows, columns = [inside(i, top, bottom) for i in numbers], [inside(j, left, right) for j in numbers]
-    return [
-        [
-            builder.select(builder.and_(rows[i], columns[j]), emitter.at(emitter.at(base, i, row), j, col), outside)
-            for j in range(n)
-        ]
-        for i in range(n)
-    ]
+def _grid(emitter: Emitter, n: int, base: Any, row: Any, column: Any) -> list[list[Any]]:
+    """The addresses of an n x n grid's elements."""
+    return [[emitter.at(emitter.at(base, i, row), j, column) for j in range(n)] for i in range(n)]
