@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.conv2d import winograd_wgrad
+from minires.kernels.conv2d import winograd_kernels, winograd_wgrad
 from minires.kernels.conv2d.winograd import F2, F4, FORMS
 from minires.kernels.cpu.transforms import combine
 
@@ -165,6 +165,39 @@ def test_static_rule(c, k, size, taps, stride, name):
     x, w = (np.zeros(shape, np.float32) for shape in ((2, c, size, size), (k, c, taps, taps)))
     params = CONV | dict(stride=(stride, stride), padding=(taps // 2, taps // 2))
     assert dispatch.select("conv2d_fprop", x, w, **params).name == name
+
+
+@pytest.mark.parametrize(
+    "c, size, with_pairs, without",
+    [
+        (16, 32, "fprop_direct_bfloat16", "fprop_winograd_bfloat16"),
+        (64, 56, "fprop_winograd_bfloat16", "fprop_winograd_bfloat16"),
+        (64, 6, "fprop_direct_bfloat16", "fprop_winograd_2x2_bfloat16"),
+        (256, 14, "fprop_direct_bfloat16", "fprop_winograd_bfloat16"),
+    ],
+)
+def test_static_rule_of_bfloat16(monkeypatch, c, size, with_pairs, without):
+    """Beside products of pairs, which are half as many, it takes a quarter to win."""
+    x, w = (np.zeros(shape, minires.bfloat16) for shape in ((2, c, size, size), (c, c, 3, 3)))
+    for pairs, name in ((True, with_pairs), (False, without)):
+        monkeypatch.setattr(winograd_kernels, "has_bfloat16_products", lambda pairs=pairs: pairs)
+        monkeypatch.setattr(dispatch, "_takers", {})
+        assert dispatch.select("conv2d_fprop", x, w, **CONV).name == name
+
+
+@pytest.mark.parametrize("problem", ["conv2d_fprop", "conv2d_wgrad"])
+def test_bfloat16_is_the_float32_result_rounded_once(problem):
+    """A sum of 576 products, in all parts but the last rounding, has float32's error."""
+    x, w, dy = (
+        _numbers(*shape, seed=seed).astype(minires.bfloat16)
+        for seed, shape in enumerate([(2, 64, 9, 11), (64, 64, 3, 3), (2, 64, 9, 11)])
+    )
+    arrays, more = ((x, w), {}) if problem == "conv2d_fprop" else ((x, dy), dict(kernel_hw=(3, 3)))
+    name = f"{problem[-5:]}_winograd"
+    narrow = _kernel(problem, f"{name}_bfloat16")(*arrays, **CONV, **more)
+    wide = _kernel(problem, name)(*(a.astype(np.float32) for a in arrays), **CONV, **more)
+    assert narrow.dtype == minires.bfloat16
+    np.testing.assert_array_equal(narrow, wide.astype(minires.bfloat16))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..cpu.bfloat16 import bits
-from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
@@ -21,6 +20,7 @@ from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .direct_kernels import residues_are_convolutions
+from .epilogue import epilogue
 from .numba_kernels import residues
 from .packing import of_residue, panel_width
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -63,15 +63,6 @@ def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, r
     return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def follows(y, b=None, z=None, relu=False):
-    """The `epilogue` for an output y (N, P, Q, K) of uint16, whose bias and floor are float32.
-
-    z is logically (N, K, P, Q).
-    """
-    bias = np.zeros(0, np.float32) if b is None else cast(b, np.float32)
-    return bias, y if z is None else bits(to_nhwc(z)), z is not None, np.float32(0 if relu else -np.inf)
-
-
 def _convolve(x, w, stride, padding, dilation, *more):
     if x.shape[1] % 2:
         x, w = in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -84,9 +75,9 @@ def _convolve(x, w, stride, padding, dilation, *more):
 
 
 def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
-    """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `follows`."""
+    """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `epilogue` takes."""
     panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
-    multiply_strips(bits(x).view(np.uint32), panels, y, taps, stride, padding, dilation, *follows(y, *more))
+    multiply_strips(bits(x).view(np.uint32), panels, y, taps, stride, padding, dilation, *epilogue(y, *more))
 
 
 def in_pairs(x):

@@ -18,8 +18,9 @@ from ..cpu.transforms import fetch
 from ..kept import kept
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
-from .bfloat16_kernels import LANES, follows, paired
+from .bfloat16_kernels import LANES, paired
 from .direct_tile import MOST_ROWS, tile, tile_rows
+from .epilogue import epilogue
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP
 
@@ -98,9 +99,9 @@ def dgrad_pointwise_bfloat16(dy, w, *, stride, padding, dilation, groups, input_
 
 
 def _multiply(x, panels, y, *more):
-    """y (..., K) = x (..., C) times the panels of filters, and what `follows`."""
+    """y (..., K) = x (..., C) times the panels of filters, and what `epilogue` takes."""
     c, y = x.shape[-1], bits(y)
-    bias, z, add, floor = follows(y, *more)
+    bias, z, add, floor = epilogue(y, *more)
     x, y, z = (a.reshape(-1, a.shape[-1]) for a in (bits(x), y, z))
     panels = panels.view(np.uint32).reshape(len(panels), c // 2, -1)
     vectors = panels.shape[2] // LANES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..cpu.bfloat16 import computed
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
@@ -14,7 +15,7 @@ from .numba_kernels import fprop_im2col_tile
 from .pointwise_kernels import convolve_pointwise
 from .pointwise_kernels import fprop_supports as pointwise_supports
 from .problem import CONV2D_BIAS_ACT, out_hw
-from .winograd import F2, F4
+from .winograd import F2, F4, supports
 from .winograd_kernels import convolve_winograd, fprop_rank, winograd_kernel
 
 
@@ -30,6 +31,11 @@ def winograd_scale(form):
         return y if z is None else y + np.abs(z)
 
     return scale
+
+
+def _winograd_supports(x, w, b, z, *, stride, dilation, groups, **_):
+    whole = w.shape[0] % lanes(computed(x.dtype)) == 0 or x.dtype == computed(x.dtype)
+    return whole and supports(w.shape[2:], stride, dilation, groups)
 
 
 def _pointwise_supports(x, w, b, z, *, relu, **params):
@@ -54,6 +60,7 @@ def bias_act_pointwise(x, w, b, z, *, stride, padding, dilation, groups, relu):
 
 @winograd_kernel(
     CONV2D_BIAS_ACT,
+    supports=_winograd_supports,
     rank=fprop_rank(F4),
     error_scale=winograd_scale(F4),
     note="fprop_winograd with an epilogue",
@@ -64,6 +71,7 @@ def bias_act_winograd(x, w, b, z, *, stride, padding, dilation, groups, relu):
 
 @winograd_kernel(
     CONV2D_BIAS_ACT,
+    supports=_winograd_supports,
     rank=fprop_rank(F2),
     error_scale=winograd_scale(F2),
     note="fprop_winograd_2x2 with an epilogue",
@@ -73,7 +81,7 @@ def bias_act_winograd_2x2(x, w, b, z, *, stride, padding, dilation, groups, relu
 
 
 def _winograd(form, x, w, b, z, hw, padding, relu):
-    if w.shape[0] % lanes(x.dtype) == 0:
+    if w.shape[0] % lanes(computed(x.dtype)) == 0:
         return convolve_winograd(form, x, w, False, padding, hw, b, z, relu)
     return _finished(convolve_winograd(form, x, w, False, padding, hw), b, z, relu)
 

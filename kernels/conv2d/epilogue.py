@@ -16,6 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..cpu.bfloat16 import bits, computed
+from ..cpu.casts import cast
 from ..cpu.microkernel import INT64, Emitter
 from ..cpu.transforms import transformed
 from ..memory import to_nhwc
@@ -23,10 +25,10 @@ from .winograd import FORMS
 
 
 def epilogue(y, b=None, z=None, relu=False):
-    """The four arguments for an output y (N, P, Q, K); z is logically (N, K, P, Q)."""
-    bias = np.zeros(0, y.dtype) if b is None else np.array(b)
-    floor = y.dtype.type(0 if relu else -np.inf)
-    return bias, y if z is None else to_nhwc(z), z is not None, floor
+    """The four arguments for an output y (N, P, Q, K), of uint16 for bfloat16; z is logically (N, K, P, Q)."""
+    dtype = computed(y.dtype)
+    bias = np.zeros(0, dtype) if b is None else cast(b, dtype)
+    return bias, y if z is None else bits(to_nhwc(z)), z is not None, dtype.type(0 if relu else -np.inf)
 
 
 def raised(emitter: Emitter, value: Any, least: Any) -> Any:
@@ -75,29 +77,30 @@ def outputs_then(
     add,
     floor,
     sides,
-    dtype,
+    source_dtype,
+    target_dtype,
 ):
     """Winograd's transform of M into a tile of y (see `transform_2d`), with an epilogue.
 
-    bias: the address of what belongs to the tile's first channel; skip: of what is added to its first pixel, in a grid
-    like the target.
+    bias: the address of what belongs to the tile's first channel, in the source's dtype; skip: of what is added to its
+    first pixel, in a grid like the target.
     """
 
     matrix = FORMS[sides.count].output
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        target, (channels, bias, skip, add, floor) = args[3], args[6:11]
-        emitter = Emitter(builder, dtype.dtype)
-        least, further = emitter.broadcast(floor), builder.sub(skip, target)
+        target, (bias, skip, add, floor) = args[3], args[7:11]
+        reads, writes = (Emitter(builder, dtype.dtype) for dtype in (source_dtype, target_dtype))
+        least, further = reads.broadcast(floor), builder.sub(skip, target)
         with builder.if_else(add) as branches:
             for skips, branch in zip((True, False), branches, strict=True):
-                with branch, transformed(emitter, matrix, args[:3], args[3:6], channels) as (c, results):
-                    shift = emitter.load(emitter.at(bias, c), emitter.vector)
+                with branch, transformed(reads, writes, matrix, *args[:7]) as (c, results):
+                    shift = reads.load(reads.at(bias, c), reads.vector)
                     for result, place in results:
                         value = builder.fadd(result, shift)
                         if skips:
-                            value = builder.fadd(value, emitter.load(builder.add(place, further), emitter.vector))
-                        emitter.store(raised(emitter, value, least), place)
+                            value = builder.fadd(value, writes.load(builder.add(place, further), writes.vector))
+                        writes.store(raised(reads, value, least), place)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9, types.boolean, dtype.dtype, sides, dtype), emit
+    return types.void(*[types.int64] * 9, types.boolean, source_dtype.dtype, sides, source_dtype, target_dtype), emit

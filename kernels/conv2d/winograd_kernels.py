@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.features import simd
+from ..cpu.bfloat16 import bits, computed
+from ..cpu.casts import cast
+from ..cpu.features import has_bfloat16_products, simd
 from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes, lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
@@ -36,22 +38,34 @@ _VECTOR_BYTES = simd().vector_bytes
 _CACHE_BYTES = 3 << 17  # what V and M of a block of tiles may take of the second-level cache
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 128  # channels of such a part
+_LEAST_BESIDE_PAIRS = 1 << 10  # C * K from which it is faster than products of pairs, up to _BY_FILTERS
 AHEAD = 8  # tiles between the one that is transformed and the one that is asked for
 
 
 def winograd_kernel(problem, *, rank, error_scale, note, supports=None):
-    """`kernel`, with what Winograd's have in common."""
-    return kernel(
-        problem,
-        device="cpu",
-        step=5,
-        supports=supports or _supports,
-        rank=rank,
-        error_scale=error_scale,
-        error_factor=4.0,  # the scale is generous: what is seen stays below 1
-        exact=False,
-        note=note,
-    )
+    """`kernel`, with what Winograd's have in common: each is one of float32 and float64, and one of bfloat16."""
+    common = dict(device="cpu", step=5, supports=supports or _supports, rank=rank, exact=False)
+
+    def register(fn):
+        kernel(
+            problem,
+            **common,
+            dtypes=("bfloat16",),
+            error_scale=of_halves(problem, error_scale),
+            note=f"{note}; in float32, rounded once",
+            name=f"{fn.__name__}_bfloat16",
+        )(fn)
+        # The scale is generous: what is seen stays below 1.
+        return kernel(problem, **common, error_scale=error_scale, error_factor=4.0, note=note)(fn)
+
+    return register
+
+
+def of_halves(problem, of_winograd):
+    """What the error of 16-bit numbers is relative to. Winograd rounds in float32: 4 of its eps, of which one of
+    float16 is 2^13 (bfloat16's is larger still). One more eps of the direct scale for the last rounding to 16 bits."""
+    share = 4 * 2.0**-13
+    return lambda *arrays, **params: problem.error_scale(*arrays, **params) + share * of_winograd(*arrays, **params)
 
 
 def _supports(x, w, *_, stride, dilation, groups, **__):
@@ -72,12 +86,16 @@ def _dgrad_rank(form):
 
 def rank_of(form, k, c, hw, dtype):
     """5, the step of these kernels, for the form that takes fewer products, or as few with less rounding; 4.9 for the
-    other. Less than the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels).
+    other. Less than the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels), and where
+    the host multiplies pairs of bfloat16 and a quarter of the products, in float32, takes as long as half of them.
     """
-    n = lanes(dtype)
+    n, fewest = lanes(computed(dtype)), min(FORMS.values(), key=lambda f: f.products_of(hw))
     if -(-k // n) * -(-c // n) * n * n > 2 * k * c:
         return 3.2
-    return 5.0 if form is min(FORMS.values(), key=lambda f: f.products_of(hw)) else 4.9
+    in_pairs = dtype != computed(dtype) and has_bfloat16_products()
+    if in_pairs and (form is F2 or fewest is F2 or not _LEAST_BESIDE_PAIRS <= c * k < _BY_FILTERS):
+        return 3.6
+    return 5.0 if form is fewest else 4.9
 
 
 @winograd_kernel(
@@ -126,22 +144,23 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows):
 
     Negative padding leaves out what is at the border.
     """
-    dtype, k = x.dtype, w.shape[1 if turned else 0]
-    x = with_whole_vectors(to_nhwc(x), 3)
+    dtype, k = computed(x.dtype), w.shape[1 if turned else 0]
+    x, w = with_whole_vectors(to_nhwc(x), 3), w if w.dtype == dtype else cast(w, dtype)
     w = np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
     (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
-    y, memory = empty_nhwc(n, wide, *hw, dtype)
-    width, then = panel_width(wide, dtype), epilogue(memory, *follows)
+    y, memory = empty_nhwc(n, wide, *hw, x.dtype)
+    x, out = bits(x), bits(memory)
+    width, then = panel_width(wide, dtype), epilogue(out, *follows)
     tiles, sides = n * form.tiles_of(hw[0]) * form.tiles_of(hw[1]), form.sides
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(form, c + width, dtype)
         panels = _transformed(w, turned, sides)
-        _by_tiles(-(-tiles // block), x, panels, memory, padding, tiles, block, width, *then, sides)
+        _by_tiles(-(-tiles // block), x, panels, out, padding, tiles, block, width, *then, sides)
     else:
         v = empty((form.patch**2, plane(tiles, c)), dtype)
         block = max(1, min(tiles, 128))
-        _transform_patches(-(-tiles // 8), x, v, memory, padding, tiles, sides)
-        _by_filters(wide // width * -(-tiles // block), w, turned, v, memory, tiles, block, width, *then, sides)
+        _transform_patches(-(-tiles // 8), x, v, out, padding, tiles, sides)
+        _by_filters(wide // width * -(-tiles // block), w, turned, v, out, tiles, block, width, *then, sides)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
@@ -157,7 +176,7 @@ def _transformed(w, turned, sides):
 
 def with_whole_vectors(a, axis):
     """`a`, with zeros up to a whole number of vectors along an axis."""
-    missing = -a.shape[axis] % lanes(a.dtype)
+    missing = -a.shape[axis] % lanes(computed(a.dtype))
     if not missing:
         return a
     return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
@@ -193,13 +212,13 @@ def _filters(w, turned, output, width, first, n, u, u_plane, sides):
     for i in range(n):
         transform(
             taps.ctypes.data + (i * TAPS * TAPS + start) * width * w.itemsize, TAPS * step, step,
-            u + i * width * w.itemsize, patch * u_plane, u_plane, width, FILTER, sides, w.dtype,
+            u + i * width * w.itemsize, patch * u_plane, u_plane, width, FILTER, sides, w.dtype, w.dtype,
         )  # fmt: skip
 
 
 @helper()
-def patches(x, v, v_plane, padding, p, q, first, count, sides):
-    """V for the tiles from `first` on."""
+def patches(x, v, v_plane, padding, p, q, first, count, sides, like):
+    """V, in the dtype of `like`, for the tiles from `first` on."""
     (_, h, w, c), patch, tile, size = x.shape, len(sides), len(sides) - TAPS + 1, x.itemsize
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     border, zeros = aligned(patch * patch * c, x), np.zeros(c, x.dtype)
@@ -212,7 +231,8 @@ def patches(x, v, v_plane, padding, p, q, first, count, sides):
             cut(x[n], top, left, patch, 0, c, zeros, border)
             source, row = border.ctypes.data, patch
         transform(
-            source, row * c, c, v + (t - first) * c * size, patch * v_plane, v_plane, c, INPUT, sides, x.dtype
+            source, row * c, c, v + (t - first) * c * like.itemsize, patch * v_plane, v_plane,
+            c, INPUT, sides, x.dtype, like.dtype,
         )  # fmt: skip
 
 
@@ -257,7 +277,7 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, s
         if add:
             fetch_tile(z, t + AHEAD, down, across, tile, 0, 0, channel, width)
         n, top, left = corner(t, down, across, tile)
-        source, at = m.ctypes.data + (t - first) * width * size, (((n * p + top) * q + left) * k + channel) * size
+        source, at = m.ctypes.data + (t - first) * width * m.itemsize, (((n * p + top) * q + left) * k + channel) * size
         target, skip, row, pixel = y.ctypes.data + at, z.ctypes.data + at, q * k, k
         inside = top + tile <= p and left + tile <= q
         if not inside:
@@ -267,10 +287,10 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, s
         if bias.size > 0:
             outputs_then(
                 source, patch * m_plane, m_plane, target, row, pixel,
-                width, bias.ctypes.data + channel * size, skip, add, floor, sides, y.dtype,
+                width, bias.ctypes.data + channel * m.itemsize, skip, add, floor, sides, m.dtype, y.dtype,
             )  # fmt: skip
         else:
-            transform(source, patch * m_plane, m_plane, target, row, pixel, width, OUTPUT, sides, y.dtype)
+            transform(source, patch * m_plane, m_plane, target, row, pixel, width, OUTPUT, sides, m.dtype, y.dtype)
         if not inside:
             for i in range(min(tile, p - top)):
                 for j in range(min(tile, q - left)):
@@ -312,12 +332,12 @@ def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, z, add, floor
 def _tile_block(x, panels, y, padding, first, count, width, bias, z, add, floor, sides):
     c, places = x.shape[3], len(sides) ** 2
     v_plane, m_plane = plane(count, c), plane(count, width)
-    v, m = aligned(places * v_plane, x), aligned(places * m_plane, x)
-    patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count, sides)
+    v, m = aligned(places * v_plane, panels), aligned(places * m_plane, panels)
+    patches(x, v.ctypes.data, v_plane, padding, y.shape[1], y.shape[2], first, count, sides, v)
     for j in range(panels.shape[0]):
         u = panels[j].ctypes.data
         _products(
-            v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, sides, x
+            v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, sides, v
         )  # fmt: skip
         _outputs(m, m_plane, y, j * width, width, first, count, bias, z, add, floor, sides)
 
@@ -325,8 +345,8 @@ def _tile_block(x, panels, y, padding, first, count, width, bias, z, add, floor,
 @parallel()
 def _transform_patches(b, x, v, y, padding, tiles, sides):
     first = b * 8
-    at = v.ctypes.data + first * x.shape[3] * x.itemsize
-    patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first), sides)
+    at = v.ctypes.data + first * x.shape[3] * v.itemsize
+    patches(x, at, v.shape[1], padding, y.shape[1], y.shape[2], first, min(8, tiles - first), sides, v)
 
 
 @parallel()

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..cpu.bfloat16 import bits, computed
+from ..cpu.casts import cast
 from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lines_of, multiply_fetching, multiply_tile
@@ -77,8 +79,9 @@ def wgrad_winograd_2x2(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 
 
 def _correlate(form, x, dy, padding):
-    (k, c), dtype = (dy.shape[1], x.shape[1]), x.dtype
-    x, dy = with_whole_vectors(to_nhwc(x), 3), with_whole_vectors(to_nhwc(dy), 3)
+    (k, c), dtype = (dy.shape[1], x.shape[1]), computed(x.dtype)
+    given = x.dtype
+    x, dy = bits(with_whole_vectors(to_nhwc(x), 3)), bits(with_whole_vectors(to_nhwc(dy), 3))
     (n, p, q, wide), deep = dy.shape, x.shape[3]
     tiles, width, sides = n * form.tiles_of(p) * form.tiles_of(q), panel_width(wide, dtype), form.sides
     places = form.patch**2
@@ -99,12 +102,13 @@ def _correlate(form, x, dy, padding):
             count = min(at_once, tiles - first)
             _transform_both(-(-count // 8), x, dy, v, d, padding, first, count, sides)
             _by_filters(len(dw) // width * -(-dw.shape[1] // _CHUNK), v, d, dw, count, width, sides)
-    return dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
+    dw = dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
+    return dw if dtype == given else cast(dw, given)
 
 
 @helper()
-def _upstream(dy, d, d_plane, first, count, sides):
-    """D for the tiles from `first` on."""
+def _upstream(dy, d, d_plane, first, count, sides, like):
+    """D, in the dtype of `like`, for the tiles from `first` on."""
     (_, p, q, k), patch, tile, size = dy.shape, len(sides), len(sides) - TAPS + 1, dy.itemsize
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     border, zeros = aligned(tile * tile * k, dy), np.zeros(k, dy.dtype)
@@ -116,8 +120,9 @@ def _upstream(dy, d, d_plane, first, count, sides):
             cut(dy[n], top, left, tile, 0, k, zeros, border)
             source, row = border.ctypes.data, tile
         transform(
-            source, row * k, k, d + (t - first) * k * size, patch * d_plane, d_plane, k, UPSTREAM, sides, dy.dtype
-        )
+            source, row * k, k, d + (t - first) * k * like.itemsize, patch * d_plane, d_plane,
+            k, UPSTREAM, sides, dy.dtype, like.dtype,
+        )  # fmt: skip
 
 
 @helper()
@@ -175,7 +180,7 @@ def _write(du, start, du_plane, du_row, channels, width, dw, first_k, first_c, s
         transform(
             du.ctypes.data + (start + i * du_row) * dw.itemsize, patch * du_plane, du_plane,
             taps.ctypes.data + i * n * width * dw.itemsize, TAPS * width, width,
-            width, GRADIENT, sides, dw.dtype,
+            width, GRADIENT, sides, dw.dtype, dw.dtype,
         )  # fmt: skip
     add_transposed(taps, channels * n, width, dw, (first_k * c + first_c) * n, c * n)
 
@@ -191,14 +196,14 @@ def _by_tiles(t, x, dy, du, padding, tiles, block, width, sides):
 def _share(x, dy, du, padding, tiles, block, first, last, width, sides):
     c, k, places = x.shape[3], dy.shape[3], len(sides) ** 2
     v_plane, d_plane = plane(block, c), plane(block, k)
-    v, d = aligned(places * v_plane, x), aligned(places * d_plane, x)
+    v, d = aligned(places * v_plane, du), aligned(places * d_plane, du)
     for b in range(first, last):
         count = min(block, tiles - b * block)
-        patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count, sides)
-        _upstream(dy, d.ctypes.data, d_plane, b * block, count, sides)
+        patches(x, v.ctypes.data, v_plane, padding, dy.shape[1], dy.shape[2], b * block, count, sides, v)
+        _upstream(dy, d.ctypes.data, d_plane, b * block, count, sides, d)
         _products(
             v.ctypes.data, v_plane, c, d.ctypes.data, d_plane, k, du.ctypes.data, du.shape[1], c, k, width, count,
-            b > first, False, sides, x,
+            b > first, False, sides, v,
         )  # fmt: skip
 
 
@@ -224,9 +229,9 @@ def _write_panels(j, du, dw, width, sides):
 def _transform_both(b, x, dy, v, d, padding, first, count, sides):
     start = b * 8
     n = min(8, count - start)
-    at, to = start * x.shape[3] * x.itemsize, start * dy.shape[3] * x.itemsize
-    patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n, sides)
-    _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n, sides)
+    at, to = start * x.shape[3] * v.itemsize, start * dy.shape[3] * d.itemsize
+    patches(x, v.ctypes.data + at, v.shape[1], padding, dy.shape[1], dy.shape[2], first + start, n, sides, v)
+    _upstream(dy, d.ctypes.data + to, d.shape[1], first + start, n, sides, d)
 
 
 @parallel()

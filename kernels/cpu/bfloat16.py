@@ -34,6 +34,11 @@ def bits(a: Any) -> Any:
     return a.view(np.uint16) if a is not None and a.dtype.kind == "V" and a.dtype.name == "bfloat16" else a
 
 
+def computed(dtype: Any) -> np.dtype:
+    """What numbers of this dtype are computed in: float32 for bfloat16, also as uint16; else the same."""
+    return np.dtype(np.float32) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
+
+
 def load_bfloat16(builder: ir.IRBuilder, address: Any, count: int) -> Any:
     """The `count` numbers from `address` on, as a vector of float32."""
     pointer = builder.inttoptr(address, ir.VectorType(_INT16, count).as_pointer())

@@ -27,7 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .bfloat16 import BFLOAT, store_bfloat16
+from .bfloat16 import BFLOAT, load_bfloat16, store_bfloat16
 from .features import has_bfloat16_products, simd
 from .jit import helper
 
@@ -186,13 +186,16 @@ def literal(*parameters: types.Type) -> bool:
 
 
 class Emitter:
-    """Addresses, loads and stores of the host's vectors of `number`. Addresses are bytes, strides elements."""
+    """Addresses, loads and stores of the host's vectors of `number`. Addresses are bytes, strides elements.
+
+    uint16 stands for bfloat16: vectors of float32, widened as they are loaded and rounded as they are stored.
+    """
 
     def __init__(self, builder: ir.IRBuilder, number: types.Type):
-        self.builder = builder
-        self.scalar = ir.FloatType() if number == types.float32 else ir.DoubleType()
-        self.size = 4 if number == types.float32 else 8
-        self.width = simd().vector_bytes // self.size
+        self.builder, self.narrow = builder, number == types.uint16
+        self.scalar = ir.DoubleType() if number == types.float64 else ir.FloatType()
+        self.size = number.bitwidth // 8
+        self.width = simd().vector_bytes // (8 if number == types.float64 else 4)
         self.vector = ir.VectorType(self.scalar, self.width)
 
     def at(self, base, index, stride=1):
@@ -201,11 +204,15 @@ class Emitter:
         return self.builder.add(base, self.builder.mul(self.builder.mul(index, stride), ir.Constant(INT64, self.size)))
 
     def load(self, address, kind):
+        if self.narrow:
+            return load_bfloat16(self.builder, address, kind.count)
         value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
         value.align = self.size
         return value
 
     def store(self, value, address) -> None:
+        if self.narrow:
+            return store_bfloat16(self.builder, value, address)
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         self.builder.store(value, pointer).align = self.size
 

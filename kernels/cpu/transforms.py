@@ -66,7 +66,8 @@ def _sum(coefficients: Sequence[float], values: Sequence[Any]) -> Any:
 
 @intrinsic
 def copy(typing_context, source, target, count, dtype):
-    """target[i] = source[i] for i < count, a whole number of vectors. Numba's own loop goes number by number."""
+    """target[i] = source[i] for i < count, a whole number of vectors (of float32's length where numbers have 16 bits).
+    Numba's own loop goes number by number."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, dtype.dtype)
@@ -176,10 +177,11 @@ class _Value:
 def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
     """An intrinsic that applies one of these matrices, chosen by the length of the tuple `sides` and a literal index:
 
-        transform(source, source_row, source_col, target, target_row, target_col, channels, index, sides, dtype)
+        transform(source, source_row, source_col, target, target_row, target_col, channels, index, sides,
+                  source_dtype, target_dtype)
 
     source, target: addresses of the grids' first elements. *_row, *_col: strides in elements. channels: how many, a
-    multiple of the vector.
+    multiple of the vector. Of the dtypes one may be uint16, for bfloat16, beside float32.
     """
 
     @intrinsic
@@ -194,37 +196,39 @@ def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
         channels,
         index,
         sides,
-        dtype,
+        source_dtype,
+        target_dtype,
     ):
         if not literal(index):
             return None  # Numba asks again with literal types
 
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            matrix, emitter = matrices[sides.count][index.literal_value], Emitter(builder, dtype.dtype)
-            with transformed(emitter, matrix, args[:3], args[3:6], args[6]) as (_, results):
+            matrix = matrices[sides.count][index.literal_value]
+            reads, writes = (Emitter(builder, dtype.dtype) for dtype in (source_dtype, target_dtype))
+            with transformed(reads, writes, matrix, *args[:7]) as (_, results):
                 for result, place in results:
-                    emitter.store(result, place)
+                    writes.store(result, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7, index, sides, dtype), emit
+        return types.void(*[types.int64] * 7, index, sides, source_dtype, target_dtype), emit
 
     return transform
 
 
 @contextlib.contextmanager
 def transformed(
-    emitter: Emitter, matrix: Matrix, source: Sequence[Any], target: Sequence[Any], channels: Any
+    reads: Emitter, writes: Emitter, matrix: Matrix, *grids: Any
 ) -> Iterator[tuple[Any, list[tuple[Any, Any]]]]:
-    """A loop over vectors of channels: the first channel, and the vectors that `matrix` makes of the grid at `source`,
-    each with its address in the grid at `target`. A grid: its address and its two strides."""
-    size, n = len(matrix), range(len(matrix[0]))
-    sources, targets = _grid(emitter, len(n), *source), _grid(emitter, size, *target)
-    step = ir.Constant(INT64, emitter.width)
-    with cgutils.for_range_slice(emitter.builder, ir.Constant(INT64, 0), channels, step, intp=INT64) as (c, _):
-        patch = [[_Value(emitter, emitter.load(emitter.at(sources[a][b], c), emitter.vector)) for a in n] for b in n]
+    """A loop over vectors of channels: the first channel, and the vectors that `matrix` makes of the source, each with
+    its address in the target. grids: the first seven arguments of `transform_2d`'s intrinsic."""
+    size, n, channels = len(matrix), range(len(matrix[0])), grids[6]
+    sources, targets = _grid(reads, len(n), *grids[:3]), _grid(writes, size, *grids[3:6])
+    step = ir.Constant(INT64, reads.width)
+    with cgutils.for_range_slice(reads.builder, ir.Constant(INT64, 0), channels, step, intp=INT64) as (c, _):
+        patch = [[_Value(reads, reads.load(reads.at(sources[a][b], c), reads.vector)) for a in n] for b in n]
         columns = [combine(matrix, column) for column in patch]
         rows = [combine(matrix, [column[i] for column in columns]) for i in range(size)]
-        yield c, [(rows[i][j].value, emitter.at(targets[i][j], c)) for i in range(size) for j in range(size)]
+        yield c, [(rows[i][j].value, writes.at(targets[i][j], c)) for i in range(size) for j in range(size)]
 
 
 def _grid(emitter: Emitter, n: int, base: Any, row: Any, column: Any) -> list[list[Any]]:
