@@ -27,14 +27,13 @@ def widened(
     device: str = "cpu",
     step: int = 2,
     like: tuple[int, ...] = (0,),
-    rank: Callable[..., float] | None = None,
     exact: bool = True,
     error_scale: Callable[..., Any] | None = None,
 ) -> None:
     """Register, for 16-bit inputs, the best float32 kernel of the problem.
 
     step: a kernel of its own for 16 bits goes before this one at the same step, or a later one. like: for every output,
-    the argument whose dtype it gets. rank: as for a kernel.
+    the argument whose dtype it gets.
     exact: False for the best one that is not exact (Winograd), where that is the best of all; error_scale: then its.
     """
 
@@ -58,7 +57,7 @@ def widened(
         step=step,
         note="widened, the best float32 kernel" + ("" if exact else " (Winograd)") + ", rounded once",
         supports=supports,
-        rank=rank or (lambda *_, **__: step - 0.5),
+        rank=lambda *_, **__: step - 0.5,
         dtypes=HALVES,
         exact=exact,
         error_scale=error_scale,

@@ -199,16 +199,22 @@ print(" ".join(sorted({{r.kernel.name for r in results}})), *[r for r in results
 
 
 @pytest.mark.parametrize(
-    "simd, problems", [("avx2", ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")), ("generic", ("conv2d_fprop",))]
+    "simd, problems",
+    [
+        ("avx2", ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")),
+        ("avx2", ("conv2d_bias_act",)),
+        ("generic", ("conv2d_fprop",)),
+    ],
 )
 def test_other_vector_units_compute_the_same(simd, problems, tmp_path):
     code = CHECK.format(
         problems=problems,
-        chosen="k.name.endswith(('_tile', '_winograd', '_2x2', '_pointwise'))",
-        cases=("3x3_same", "wide", "vectors_1x1"),
+        chosen="k.name.endswith(('_tile', '_winograd', '_2x2', '_pointwise', '_winograd_bfloat16', '_2x2_bfloat16'))",
+        cases=("3x3_same", "wide", "vectors", "vectors_1x1"),
     )
     names, *wrong = _python(code, cwd=tmp_path, MINIRES_SIMD=simd).splitlines()
-    expected = {f"{problem[-5:]}_{how}" for problem in problems for how in ("winograd", "winograd_2x2", "pointwise")}
+    hows = ("winograd", "winograd_2x2", "winograd_bfloat16", "pointwise")
+    expected = {f"{problem.removeprefix('conv2d_')}_{how}" for problem in problems for how in hows}
     assert expected <= set(names.split()) and not wrong, "\n".join(wrong)
 
 

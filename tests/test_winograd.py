@@ -5,9 +5,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.conv2d import winograd_kernels, winograd_wgrad
+from minires.kernels.conv2d import amx_kernels, winograd_kernels, winograd_wgrad
 from minires.kernels.conv2d.winograd import F2, F4, FORMS
-from minires.kernels.cpu.transforms import combine
+from minires.kernels.cpu.jit import njit
+from minires.kernels.cpu.transforms import combine, copy
 
 import minires
 from minires import dispatch, tuning
@@ -155,6 +156,7 @@ def test_rounding_error_of_all_three_directions(c, size):
         (16, 16, 7, 3, 1, "fprop_winograd"),
         (16, 16, 6, 3, 1, "fprop_winograd_2x2"),  # as many products, less rounding
         (16, 16, 2, 3, 1, "fprop_winograd_2x2"),
+        (20, 20, 32, 3, 1, "fprop_winograd"),  # most of its whole vectors would be zeros; no other takes it whole
         (100, 20, 9, 3, 1, "fprop_winograd"),
         (16, 32, 32, 3, 2, "fprop_direct_tile"),
         (64, 256, 14, 1, 1, "fprop_pointwise"),
@@ -177,7 +179,8 @@ def test_static_rule(c, k, size, taps, stride, name):
     ],
 )
 def test_static_rule_of_bfloat16(monkeypatch, c, size, with_pairs, without):
-    """Beside products of pairs, which are half as many, it takes a quarter to win."""
+    """Where the host multiplies pairs of bfloat16, twice as fast, not with few channels, nor with many."""
+    monkeypatch.setattr(amx_kernels, "amx", lambda: "")
     x, w = (np.zeros(shape, minires.bfloat16) for shape in ((2, c, size, size), (c, c, 3, 3)))
     for pairs, name in ((True, with_pairs), (False, without)):
         monkeypatch.setattr(winograd_kernels, "has_bfloat16_products", lambda pairs=pairs: pairs)
@@ -185,19 +188,57 @@ def test_static_rule_of_bfloat16(monkeypatch, c, size, with_pairs, without):
         assert dispatch.select("conv2d_fprop", x, w, **CONV).name == name
 
 
-@pytest.mark.parametrize("problem", ["conv2d_fprop", "conv2d_wgrad"])
-def test_bfloat16_is_the_float32_result_rounded_once(problem):
-    """A sum of 576 products, in all parts but the last rounding, has float32's error."""
+@pytest.mark.parametrize("form", ["", "_2x2"])
+@pytest.mark.parametrize("problem", ["conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "conv2d_bias_act"])
+def test_bfloat16_is_the_float32_result_rounded_once(problem, form):
     x, w, dy = (
         _numbers(*shape, seed=seed).astype(minires.bfloat16)
         for seed, shape in enumerate([(2, 64, 9, 11), (64, 64, 3, 3), (2, 64, 9, 11)])
     )
-    arrays, more = ((x, w), {}) if problem == "conv2d_fprop" else ((x, dy), dict(kernel_hw=(3, 3)))
-    name = f"{problem[-5:]}_winograd"
+    arrays, more = {
+        "conv2d_fprop": ((x, w), {}),
+        "conv2d_dgrad": ((dy, w), dict(input_hw=(9, 11))),
+        "conv2d_wgrad": ((x, dy), dict(kernel_hw=(3, 3))),
+        "conv2d_bias_act": ((x, w, w[:, 0, 0, 0], dy), dict(relu=True)),
+    }[problem]
+    name = f"{problem.removeprefix('conv2d_')}_winograd{form}"
     narrow = _kernel(problem, f"{name}_bfloat16")(*arrays, **CONV, **more)
     wide = _kernel(problem, name)(*(a.astype(np.float32) for a in arrays), **CONV, **more)
     assert narrow.dtype == minires.bfloat16
     np.testing.assert_array_equal(narrow, wide.astype(minires.bfloat16))
+
+
+@pytest.mark.parametrize("form", [F4, F2])
+@pytest.mark.parametrize("c, k, hw", [(32, 96, (9, 11)), (208, 256, (5, 7))])  # by tiles, and by filters
+def test_an_epilogue_over_several_panels_and_tiles_that_hang_over(form, c, k, hw):
+    x, w, b, z = _numbers(2, c, *hw), _numbers(k, c, 3, 3, seed=1), _numbers(k, seed=2), _numbers(2, k, *hw, seed=3)
+    arrays = [a.astype(np.float32) for a in (x, w, b, z)]
+    plain = _kernel("conv2d_fprop", f"fprop_winograd{'_2x2' if form is F2 else ''}")(*arrays[:2], **CONV)
+    got = _kernel("conv2d_bias_act", f"bias_act_winograd{'_2x2' if form is F2 else ''}")(*arrays, **CONV, relu=True)
+    np.testing.assert_array_equal(got, np.maximum(plain + arrays[2][:, None, None] + arrays[3], 0))
+
+
+@pytest.mark.parametrize("c, size, batch", [(64, 8, 32), (128, 4, 64), (32, 16, 16)])
+def test_weight_gradients_have_work_for_some_threads(monkeypatch, c, size, batch):
+    shares = []
+    run = winograd_wgrad._by_tiles
+    monkeypatch.setattr(winograd_wgrad, "_by_tiles", lambda n, *more: (shares.append(n), run(n, *more)))
+    x = np.zeros((batch, c, size, size), np.float32)
+    _kernel("conv2d_wgrad", "wgrad_winograd")(x, x, **CONV, kernel_hw=(3, 3))
+    assert shares[0] >= 4
+
+
+def test_a_copy_keeps_every_bit():
+    """bfloat16 is not rounded on its way: some hosts would make zeros of the smallest numbers."""
+    numbers = np.arange(1 << 16, dtype=np.uint16)
+    out = np.zeros_like(numbers)
+    copied(numbers, out)
+    np.testing.assert_array_equal(out, numbers)
+
+
+@njit()
+def copied(a, out):
+    copy(a.ctypes.data, out.ctypes.data, a.size, a.dtype)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def winograd_scale(form):
 
 
 def _winograd_supports(x, w, b, z, *, stride, dilation, groups, **_):
+    """bfloat16 in whole vectors alone: `_finished` is for float32 and float64."""
     whole = w.shape[0] % lanes(computed(x.dtype)) == 0 or x.dtype == computed(x.dtype)
     return whole and supports(w.shape[2:], stride, dilation, groups)
 

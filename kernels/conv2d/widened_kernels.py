@@ -6,7 +6,7 @@ from ..widened import widened
 from .bias_act_kernels import winograd_scale
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD
 from .winograd import F4
-from .winograd_kernels import of_halves
+from .winograd_kernels import scale_of_halves
 
 for _problem, _of_winograd in (
     (CONV2D_FPROP, F4.fprop_scale),
@@ -16,4 +16,4 @@ for _problem, _of_winograd in (
 ):
     widened(_problem)
     # F(4x4) stands for both forms: as a rule it loses more.
-    widened(_problem, step=3, exact=False, error_scale=of_halves(_problem, _of_winograd))
+    widened(_problem, step=3, exact=False, error_scale=scale_of_halves(_problem, _of_winograd))

@@ -5,7 +5,9 @@
     M[e, t, k] = sum over c of V[e, t, c] * U[e, c, k]        a product of matrices for each e, by the register tile
     y           M transformed back, 4x4 or 2x2 outputs for each tile
 
-Transforms go over channels, in vectors. Two orders, by how many filters there are:
+Transforms go over channels, in vectors. V, U and M are float32 for bfloat16: a tile is widened as it is read, and
+rounded once. A tile that hangs over a border is cut out first, with zeros, or put into place after; what comes a few
+tiles later is asked for meanwhile. Two orders, by how many filters there are:
 
     by tiles    few channels, large images: all of U is made first; each thread takes a block of tiles, and its V and M
                 stay in the second-level cache from x to y
@@ -38,8 +40,8 @@ _VECTOR_BYTES = simd().vector_bytes
 _CACHE_BYTES = 3 << 17  # what V and M of a block of tiles may take of the second-level cache
 _BY_FILTERS = 3 << 14  # C * K from which U is made in parts
 _CHUNK = 128  # channels of such a part
-_LEAST_BESIDE_PAIRS = 1 << 10  # C * K from which it is faster than products of pairs, up to _BY_FILTERS
-AHEAD = 8  # tiles between the one that is transformed and the one that is asked for
+_LEAST_BESIDE_PAIRS, _MOST_BESIDE_PAIRS = 1 << 10, 1 << 15  # C * K where it is faster than products of pairs
+_AHEAD = 8  # tiles between the one that is transformed and the one that is asked for
 
 
 def winograd_kernel(problem, *, rank, error_scale, note, supports=None):
@@ -51,7 +53,7 @@ def winograd_kernel(problem, *, rank, error_scale, note, supports=None):
             problem,
             **common,
             dtypes=("bfloat16",),
-            error_scale=of_halves(problem, error_scale),
+            error_scale=scale_of_halves(problem, error_scale),
             note=f"{note}; in float32, rounded once",
             name=f"{fn.__name__}_bfloat16",
         )(fn)
@@ -61,9 +63,9 @@ def winograd_kernel(problem, *, rank, error_scale, note, supports=None):
     return register
 
 
-def of_halves(problem, of_winograd):
-    """What the error of 16-bit numbers is relative to. Winograd rounds in float32: 4 of its eps, of which one of
-    float16 is 2^13 (bfloat16's is larger still). One more eps of the direct scale for the last rounding to 16 bits."""
+def scale_of_halves(problem, of_winograd):
+    """What the error of 16-bit numbers is relative to. Winograd rounds in float32: 4 of its eps, and float16's eps is
+    2^13 of them (bfloat16's is larger still). One more eps of the direct scale for the last rounding to 16 bits."""
     share = 4 * 2.0**-13
     return lambda *arrays, **params: problem.error_scale(*arrays, **params) + share * of_winograd(*arrays, **params)
 
@@ -85,17 +87,17 @@ def _dgrad_rank(form):
 
 
 def rank_of(form, k, c, hw, dtype):
-    """5, the step of these kernels, for the form that takes fewer products, or as few with less rounding; 4.9 for the
-    other. Less than the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels), and where
-    the host multiplies pairs of bfloat16 and a quarter of the products, in float32, takes as long as half of them.
+    """5, the step of these kernels, for the form that takes fewer products, or as few with less rounding; a little less
+    for the other. Below the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels), and,
+    beside products of pairs, twice as fast, with few channels, where transforms weigh more, or with many, where filters
+    do.
     """
-    n, fewest = lanes(computed(dtype)), min(FORMS.values(), key=lambda f: f.products_of(hw))
+    n, fewest, rank = lanes(computed(dtype)), min(FORMS.values(), key=lambda f: f.products_of(hw)), 5.0
     if -(-k // n) * -(-c // n) * n * n > 2 * k * c:
-        return 3.2
-    in_pairs = dtype != computed(dtype) and has_bfloat16_products()
-    if in_pairs and (form is F2 or fewest is F2 or not _LEAST_BESIDE_PAIRS <= c * k < _BY_FILTERS):
-        return 3.6
-    return 5.0 if form is fewest else 4.9
+        rank = 3.2
+    elif dtype != computed(dtype) and has_bfloat16_products():
+        rank = 5.0 if fewest is F4 and _LEAST_BESIDE_PAIRS <= c * k < _MOST_BESIDE_PAIRS else 3.6
+    return rank if form is fewest else rank - 0.1
 
 
 @winograd_kernel(
@@ -144,10 +146,8 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows):
 
     Negative padding leaves out what is at the border.
     """
-    dtype, k = computed(x.dtype), w.shape[1 if turned else 0]
-    x, w = with_whole_vectors(to_nhwc(x), 3), w if w.dtype == dtype else cast(w, dtype)
-    w = np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
-    (n, _, _, c), wide = x.shape, w.shape[1 if turned else 0]
+    x, dtype, k = with_whole_vectors(to_nhwc(x), 3), computed(x.dtype), w.shape[1 if turned else 0]
+    (n, _, _, c), wide = x.shape, k + -k % lanes(dtype)
     y, memory = empty_nhwc(n, wide, *hw, x.dtype)
     x, out = bits(x), bits(memory)
     width, then = panel_width(wide, dtype), epilogue(out, *follows)
@@ -160,18 +160,26 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows):
         v = empty((form.patch**2, plane(tiles, c)), dtype)
         block = max(1, min(tiles, 128))
         _transform_patches(-(-tiles // 8), x, v, out, padding, tiles, sides)
-        _by_filters(wide // width * -(-tiles // block), w, turned, v, out, tiles, block, width, *then, sides)
+        tasks = wide // width * -(-tiles // block)
+        _by_filters(tasks, _whole_filters(w), turned, v, out, tiles, block, width, *then, sides)
     return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 @kept
 def _transformed(w, turned, sides):
     """U (panels, places, plane) of filters, whole vectors of them."""
+    w = _whole_filters(w)
     k, c = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(k, w.dtype)
     panels = empty((k // width, len(sides) ** 2, plane(c, width)), w.dtype)
     _transform_filters(len(panels), w, turned, panels, width, sides)
     return panels
+
+
+def _whole_filters(w):
+    """Filters as the transforms read them: in what they are computed in, whole vectors both ways, in C order."""
+    w = w if w.dtype == computed(w.dtype) else cast(w, computed(w.dtype))
+    return np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
 
 
 def with_whole_vectors(a, axis):
@@ -219,19 +227,15 @@ def _filters(w, turned, output, width, first, n, u, u_plane, sides):
 @helper()
 def patches(x, v, v_plane, padding, p, q, first, count, sides, like):
     """V, in the dtype of `like`, for the tiles from `first` on."""
-    (_, h, w, c), patch, tile, size = x.shape, len(sides), len(sides) - TAPS + 1, x.itemsize
+    c, patch, tile = x.shape[3], len(sides), len(sides) - TAPS + 1
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
-    border, zeros = aligned(patch * patch * c, x), np.zeros(c, x.dtype)
+    border, zeros, fresh = aligned(patch * patch * c, x), np.zeros(c, x.dtype), TAPS - 1  # the rest, a neighbour reads
     for t in range(first, first + count):
-        fetch_tile(x, t + AHEAD, down, across, tile, TAPS - 1 - padding[0], TAPS - 1 - padding[1], 0, c)
+        fetch_tile(x, t, down, across, tile, fresh - padding[0], fresh - padding[1], 0, c)
         n, top, left = corner(t, down, across, tile)
-        top, left = top - padding[0], left - padding[1]
-        source, row = x.ctypes.data + ((n * h + top) * w + left) * c * size, w
-        if min(top, left) < 0 or top + patch > h or left + patch > w:
-            cut(x[n], top, left, patch, 0, c, zeros, border)
-            source, row = border.ctypes.data, patch
+        source, row, column = seen(x, n, top - padding[0], left - padding[1], patch, 0, c, zeros, border)
         transform(
-            source, row * c, c, v + (t - first) * c * like.itemsize, patch * v_plane, v_plane,
+            source, row, column, v + (t - first) * c * like.itemsize, patch * v_plane, v_plane,
             c, INPUT, sides, x.dtype, like.dtype,
         )  # fmt: skip
 
@@ -244,26 +248,33 @@ def corner(t, down, across, tile):
 
 
 @helper()
-def cut(a, top, left, side, channel, channels, zeros, out):
-    """out: side x side pixels of a (H, W, C) from (top, left) on, some of their channels; zeros where none are."""
-    (h, w, c), size = a.shape, a.itemsize
-    for i in range(top, top + side):
-        for j in range(left, left + side):
-            inside = 0 <= i < h and 0 <= j < w
-            source = a.ctypes.data + ((i * w + j) * c + channel) * size if inside else zeros.ctypes.data
-            copy(source, out.ctypes.data + ((i - top) * side + j - left) * channels * size, channels, a.dtype)
-
-
-@helper()
 def fetch_tile(a, t, down, across, tile, top, left, channel, channels):
-    """Ask for some channels of the t-th tile, moved by (top, left), of a (N, H, W, C).
+    """Ask for some channels of the tile _AHEAD of the t-th, moved by (top, left), of a (N, H, W, C).
 
     A few pixels of many rows: the processor does not foresee that. 16 channels at 32x32 take two thirds of the time.
     """
-    (_, h, w, c), (n, i, j) = a.shape, corner(t, down, across, tile)
+    (_, h, w, c), (n, i, j) = a.shape, corner(t + _AHEAD, down, across, tile)
     for row in range(i + top, i + top + tile):
         for column in range(j + left, j + left + tile):
             fetch(a.ctypes.data + (((n * h + row) * w + column) * c + channel) * a.itemsize, channels * a.itemsize)
+
+
+@helper()
+def seen(a, n, top, left, side, channel, channels, zeros, border):
+    """Some channels of side x side pixels of image n of a (N, H, W, C): their address, and how many numbers lie between
+    rows and between columns. Where they hang over they are cut out into `border`; `zeros`: one for each channel."""
+    (_, h, w, c), size = a.shape, a.itemsize
+    image = np.int64(a.ctypes.data) + (n * h * w * c + channel) * size  # unsigned, it would be a float to Numba
+    if 0 <= top <= h - side and 0 <= left <= w - side:
+        return image + (top * w + left) * c * size, w * c, c
+    at = np.int64(border.ctypes.data)
+    for i in range(top, top + side):
+        for j in range(left, left + side):
+            source = np.int64(zeros.ctypes.data)
+            if 0 <= i < h and 0 <= j < w:
+                source = image + (i * w + j) * c * size
+            copy(source, at + ((i - top) * side + j - left) * channels * size, channels, a.dtype)
+    return at, side * channels, channels
 
 
 @helper()
@@ -273,29 +284,29 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, s
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     border, skipped, zeros = aligned(tile * tile * width, y), aligned(tile * tile * width, y), np.zeros(width, y.dtype)
     for t in range(first, first + count):
-        fetch_tile(y, t + AHEAD, down, across, tile, 0, 0, channel, width)
-        if add:
-            fetch_tile(z, t + AHEAD, down, across, tile, 0, 0, channel, width)
+        fetch_tile(y, t, down, across, tile, 0, 0, channel, width)
         n, top, left = corner(t, down, across, tile)
-        source, at = m.ctypes.data + (t - first) * width * m.itemsize, (((n * p + top) * q + left) * k + channel) * size
-        target, skip, row, pixel = y.ctypes.data + at, z.ctypes.data + at, q * k, k
-        inside = top + tile <= p and left + tile <= q
+        place = np.int64(y.ctypes.data) + (((n * p + top) * q + left) * k + channel) * size
+        target, row, column, inside = place, q * k, k, top + tile <= p and left + tile <= q
         if not inside:
-            target, skip, row, pixel = border.ctypes.data, skipped.ctypes.data, tile * width, width
-            if add:
-                cut(z[n], top, left, tile, channel, width, zeros, skipped)
+            target, row, column = np.int64(border.ctypes.data), tile * width, width
+        source, skip = m.ctypes.data + (t - first) * width * m.itemsize, target
+        if add:
+            fetch_tile(z, t, down, across, tile, 0, 0, channel, width)
+            skip, _, _ = seen(z, n, top, left, tile, channel, width, zeros, skipped)
         if bias.size > 0:
             outputs_then(
-                source, patch * m_plane, m_plane, target, row, pixel,
+                source, patch * m_plane, m_plane, target, row, column,
                 width, bias.ctypes.data + channel * m.itemsize, skip, add, floor, sides, m.dtype, y.dtype,
             )  # fmt: skip
         else:
-            transform(source, patch * m_plane, m_plane, target, row, pixel, width, OUTPUT, sides, m.dtype, y.dtype)
+            transform(
+                source, patch * m_plane, m_plane, target, row, column, width, OUTPUT, sides, m.dtype, y.dtype
+            )  # fmt: skip
         if not inside:
             for i in range(min(tile, p - top)):
                 for j in range(min(tile, q - left)):
-                    source = target + (i * tile + j) * width * size
-                    copy(source, y.ctypes.data + at + (i * q + j) * k * size, width, y.dtype)
+                    copy(target + (i * tile + j) * width * size, place + (i * q + j) * k * size, width, y.dtype)
 
 
 @helper()

@@ -25,15 +25,14 @@ from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
 from .winograd import F2, F4, TAPS, supports
 from .winograd_kernels import (
-    AHEAD,
     GRADIENT,
     UPSTREAM,
     corner,
-    cut,
     fetch_tile,
     patches,
     plane,
     rank_of,
+    seen,
     tiles_of_block,
     transform,
     winograd_kernel,
@@ -42,14 +41,14 @@ from .winograd_kernels import (
 
 _VECTOR_BYTES = simd().vector_bytes
 _BY_FILTERS = 1 << 15  # C * K from which there is one dU
-_CACHE_BYTES = 3 << 20  # of V and D of a block: more than forward, as dU is read and written once per block
+_BLOCK_BYTES = 3 << 20  # of V and D of a block: more than the cache, as dU is read and written once per block
 _SHARES = 1 << 20  # numbers that the shares' dU may take, but at least four of them
 _CHUNK = 64  # channels of a dU that stays in the cache
 _AT_ONCE = 1 << 23  # numbers of V and D that are made at once
 
 
 def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return supports(kernel_hw, stride, dilation, groups) and dy.size > 0
+    return supports(kernel_hw, stride, dilation, groups) and x.size > 0 and dy.size > 0
 
 
 def _rank(form):
@@ -79,18 +78,18 @@ def wgrad_winograd_2x2(x, dy, *, stride, padding, dilation, groups, kernel_hw):
 
 
 def _correlate(form, x, dy, padding):
-    (k, c), dtype = (dy.shape[1], x.shape[1]), computed(x.dtype)
-    given = x.dtype
+    (k, c), given, dtype = (dy.shape[1], x.shape[1]), x.dtype, computed(x.dtype)
     x, dy = bits(with_whole_vectors(to_nhwc(x), 3)), bits(with_whole_vectors(to_nhwc(dy), 3))
     (n, p, q, wide), deep = dy.shape, x.shape[3]
     tiles, width, sides = n * form.tiles_of(p) * form.tiles_of(q), panel_width(wide, dtype), form.sides
     places = form.patch**2
     dw = np.zeros((wide, deep, TAPS, TAPS), dtype)
     if deep * wide < _BY_FILTERS:
-        block = tiles_of_block(form, deep + wide, dtype, _CACHE_BYTES)
-        blocks = -(-tiles // block)
         # Shared out by shape alone, never by threads: the same bits on any machine.
-        shares = min(blocks, max(4, min(16, _SHARES // (places * deep * wide))))
+        most = max(4, min(16, _SHARES // (places * deep * wide)))
+        block = min(tiles_of_block(form, deep + wide, dtype, _BLOCK_BYTES), max(16, -(-tiles // most) // 16 * 16))
+        blocks = -(-tiles // block)
+        shares = min(blocks, most)
         du = empty((shares, places, plane(deep, wide)), dtype)
         _by_tiles(len(du), x, dy, du, padding, tiles, block, width, sides)
         _sum_shares(places, du, deep * wide)
@@ -109,18 +108,15 @@ def _correlate(form, x, dy, padding):
 @helper()
 def _upstream(dy, d, d_plane, first, count, sides, like):
     """D, in the dtype of `like`, for the tiles from `first` on."""
-    (_, p, q, k), patch, tile, size = dy.shape, len(sides), len(sides) - TAPS + 1, dy.itemsize
+    (_, p, q, k), patch, tile = dy.shape, len(sides), len(sides) - TAPS + 1
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     border, zeros = aligned(tile * tile * k, dy), np.zeros(k, dy.dtype)
     for t in range(first, first + count):
-        fetch_tile(dy, t + AHEAD, down, across, tile, 0, 0, 0, k)
+        fetch_tile(dy, t, down, across, tile, 0, 0, 0, k)
         n, top, left = corner(t, down, across, tile)
-        source, row = dy.ctypes.data + ((n * p + top) * q + left) * k * size, q
-        if top + tile > p or left + tile > q:
-            cut(dy[n], top, left, tile, 0, k, zeros, border)
-            source, row = border.ctypes.data, tile
+        source, row, column = seen(dy, n, top, left, tile, 0, k, zeros, border)
         transform(
-            source, row * k, k, d + (t - first) * k * like.itemsize, patch * d_plane, d_plane,
+            source, row, column, d + (t - first) * k * like.itemsize, patch * d_plane, d_plane,
             k, UPSTREAM, sides, dy.dtype, like.dtype,
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ def bits(a: Any) -> Any:
 
 
 def computed(dtype: Any) -> np.dtype:
-    """What numbers of this dtype are computed in: float32 for bfloat16, also as uint16; else the same."""
+    """What numbers of this dtype are computed in: float32 for 16 bits (bfloat16 also as uint16), else the same."""
     return np.dtype(np.float32) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
 
 

@@ -192,10 +192,10 @@ class Emitter:
     """
 
     def __init__(self, builder: ir.IRBuilder, number: types.Type):
-        self.builder, self.narrow = builder, number == types.uint16
-        self.scalar = ir.DoubleType() if number == types.float64 else ir.FloatType()
-        self.size = number.bitwidth // 8
-        self.width = simd().vector_bytes // (8 if number == types.float64 else 4)
+        wide = {types.uint16: types.float32, types.float32: types.float32, types.float64: types.float64}[number]
+        self.builder, self.narrow = builder, number != wide
+        self.scalar = ir.FloatType() if wide == types.float32 else ir.DoubleType()
+        self.size, self.width = number.bitwidth // 8, simd().vector_bytes * 8 // wide.bitwidth
         self.vector = ir.VectorType(self.scalar, self.width)
 
     def at(self, base, index, stride=1):

@@ -71,9 +71,13 @@ def copy(typing_context, source, target, count, dtype):
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, dtype.dtype)
-        step = ir.Constant(INT64, emitter.width)
+        step, bits = ir.Constant(INT64, emitter.width), ir.IntType(dtype.dtype.bitwidth)  # rounded, they might change
+        kind = ir.VectorType(bits, emitter.width).as_pointer()
         with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[2], step, intp=INT64) as (i, _):
-            emitter.store(emitter.load(emitter.at(args[0], i), emitter.vector), emitter.at(args[1], i))
+            place, target = (builder.inttoptr(emitter.at(base, i), kind) for base in args[:2])
+            value = builder.load(place)
+            value.align = emitter.size
+            builder.store(value, target).align = emitter.size
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3, dtype), emit
