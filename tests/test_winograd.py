@@ -156,7 +156,7 @@ def test_rounding_error_of_all_three_directions(c, size):
         (16, 16, 7, 3, 1, "fprop_winograd"),
         (16, 16, 6, 3, 1, "fprop_winograd_2x2"),  # as many products, less rounding
         (16, 16, 2, 3, 1, "fprop_winograd_2x2"),
-        (20, 20, 32, 3, 1, "fprop_winograd"),  # most of its whole vectors would be zeros; no other takes it whole
+        (20, 20, 32, 3, 1, "fprop_winograd"),  # no direct kernel takes 20 filters
         (100, 20, 9, 3, 1, "fprop_winograd"),
         (16, 32, 32, 3, 2, "fprop_direct_tile"),
         (64, 256, 14, 1, 1, "fprop_pointwise"),

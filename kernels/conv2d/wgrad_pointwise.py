@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.bfloat16 import bits
+from ..cpu.bfloat16 import bits, computed
 from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, lines_of, multiply_fetching
 from ..cpu.parallel import parallel
 from ..cpu.transforms import interleave
 from ..memory import empty, to_nhwc
-from ..registry import computed_in, kernel
+from ..registry import kernel
 from .packing import aligned, panel_width, unpacked
 from .problem import CONV2D_WGRAD
 
@@ -33,7 +33,7 @@ _VECTOR_BYTES = simd().vector_bytes
 
 
 def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    whole = x.shape[1] % _SIDE_BY_SIDE == 0 and dy.shape[1] % lanes(computed_in(x.dtype.name)) == 0
+    whole = x.shape[1] % _SIDE_BY_SIDE == 0 and dy.shape[1] % lanes(computed(x.dtype)) == 0
     return groups == 1 and kernel_hw == (1, 1) and padding == (0, 0) and whole and dy.size > 0
 
 
@@ -46,7 +46,7 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     note="1x1: a product of matrices, blocks of both laid out for the tiles",
 )
 def wgrad_pointwise(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    dtype, sums = x.dtype, np.dtype(computed_in(x.dtype.name))
+    dtype, sums = x.dtype, computed(x.dtype)
     x, dy = bits(to_nhwc(x)), bits(to_nhwc(dy))
     (n, p, q, k), c = dy.shape, x.shape[3]
     # Shared out by shape alone, never by threads: the same bits on any machine.

@@ -89,8 +89,7 @@ def _dgrad_rank(form):
 def rank_of(form, k, c, hw, dtype):
     """5, the step of these kernels, for the form that takes fewer products, or as few with less rounding; a little less
     for the other. Below the direct kernels' 4 where whole vectors are twice what there is (a stem's 3 channels), and,
-    beside products of pairs, twice as fast, with few channels, where transforms weigh more, or with many, where filters
-    do.
+    beside products of pairs, twice as fast, with few channels or with many, as was measured.
     """
     n, fewest, rank = lanes(computed(dtype)), min(FORMS.values(), key=lambda f: f.products_of(hw)), 5.0
     if -(-k // n) * -(-c // n) * n * n > 2 * k * c:

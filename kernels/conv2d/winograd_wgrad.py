@@ -4,8 +4,8 @@ D[e, t, k]  tiles of dy, transformed
 dU[e, c, k] = sum over t of V[e, t, c] * D[e, t, k]
 dw          dU transformed back
 
-by tiles    few channels: each share of the images has a dU of its own, to which it adds block after block of tiles
-            that stay in the second-level cache; the shares are summed at the end
+by tiles    few channels: each share of the tiles has a dU of its own, to which it adds block after block of them;
+            the shares are summed at the end
 by filters  many channels: all of V and D is made first; each thread takes a panel of filters and some channels,
             and its dU stays in the cache until it is dw
 """
