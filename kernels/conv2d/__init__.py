@@ -2,6 +2,7 @@
 
 from . import (
     amx_kernels,
+    amx_wgrad,
     bfloat16_kernels,
     bfloat16_pointwise,
     bfloat16_wgrad,
@@ -35,6 +36,7 @@ from . import (
 
 __all__ = [
     "amx_kernels",
+    "amx_wgrad",
     "bfloat16_kernels",
     "bfloat16_pointwise",
     "bfloat16_wgrad",

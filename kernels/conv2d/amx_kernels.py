@@ -3,40 +3,47 @@
     fprop   y[m, k] = sum over r, (s c) of row_r[m, (s c)] * w[r, (s c), k]     m: output pixels, one after the other
     dgrad   fprop over dy, the filter turned round and transposed; at stride u, each residue modulo u by itself
 
-An image is copied once into a buffer with zeros around, its channels filled up to a multiple of 32, so that the taps of
-a filter's row are whole tiles. Rows of a tile are pixels of the output, neighbours in memory; where rows of the output
-are short, tiles run over their ends into the next row (`_pitch`), and what lies between two rows is not written.
-Filters are packed once per call, two neighbouring channels side by side. Summed in float32; bias, skip, ReLU and the
-rounding are done on the block of sums.
-
-Compiled for hosts with AMX and tested by emulation; not yet run on hardware.
+The rows of a tile are 16 pixels of the output, neighbours in memory: of x as it lies where nothing is padded, else of a
+copy with zeros around (and its channels filled up to whole tiles), some images at a time, which stays in the
+second-level cache. Where rows of the output are short, tiles run over their ends into the next row (`_tiles`), and what
+lies between two rows is not written. Filters are packed once per call, two neighbouring channels side by side. Summed
+in float32; bias, skip, ReLU and the rounding are done on the block of sums.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.amx import configure, new_state, release, tile_dot, tile_load, tile_store, tile_zero
+from ..cpu.amx import configure, new_state, release
 from ..cpu.bfloat16 import bits
-from ..cpu.casts import cast
 from ..cpu.features import amx
-from ..cpu.jit import helper
+from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
+from ..cpu.transforms import fetch, move
 from ..cpu.vectors import load, splat, store_as, where
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from .amx_tile import multiply
+from .bfloat16_kernels import paired
 from .direct_kernels import residues_are_convolutions
+from .epilogue import epilogue
 from .numba_kernels import residues
+from .packing import aligned, of_residue
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
-_BLOCK = 32  # pixels, and filters, of a block of 2 x 2 tiles of sums; channels of a step
 _LANES = lanes(np.float32)
+_ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
 _DTYPES = ("bfloat16",)
+_LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
+_IMAGES = 1 << 19  # and bytes of the images that each panel of them meets
+_TASKS_OF_A_THREAD = 4
+_PIXELS = 1 << 17  # numbers of the pixels of a task that reads x as it lies
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    return bool(amx()) and groups == 1 and dilation[1] == 1 and w.shape[0] % _LANES == 0
+    whole = w.shape[0] % _ROWS == 0 and w.shape[1] % 2 == 0
+    return bool(amx()) and _LANES >= 8 and groups == 1 and dilation[1] == 1 and whole
 
 
 def _rank(_, w, *more, **params):
@@ -48,7 +55,7 @@ def _rank(_, w, *more, **params):
     CONV2D_FPROP, device="cpu", step=6, supports=_fprop_supports, rank=_rank, dtypes=_DTYPES, note="AMX: 32 x 32 sums"
 )
 def fprop_amx(x, w, *, stride, padding, dilation, groups):
-    return _convolve(x, w, stride, padding, dilation, *_nothing(x))
+    return _convolve(x, w, stride, padding, dilation)
 
 
 def _bias_act_supports(x, w, b, z, *, relu, **params):
@@ -65,13 +72,12 @@ def _bias_act_supports(x, w, b, z, *, relu, **params):
     note="AMX; bias, skip and ReLU on the block of sums",
 )
 def bias_act_amx(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    skip = _nothing(x)[1] if z is None else bits(to_nhwc(z))
-    return _convolve(x, w, stride, padding, dilation, cast(b, np.float32), skip, relu)
+    return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[1] % _LANES == 0
-    return bool(amx()) and groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
+    whole = w.shape[1] % _ROWS == 0 and w.shape[0] % 2 == 0
+    return bool(amx()) and _LANES >= 8 and groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
 
 
 @kernel(
@@ -86,136 +92,180 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
 def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    turned = bits(w).transpose(1, 0, 2, 3)
+    panels = paired(w, True, _STEP)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        chosen = _packed(turned[:, :, r_taps][:, :, :, s_taps])
         at = (-rows[0], -cols[0])
-        _fprop(len(dy), bits(dy), chosen, part, len(s_taps), (1, 1), at, dilation[0], *_nothing(dy))
+        _multiply(bits(dy), of_residue(panels, r_taps, s_taps), part, (1, 1), at, dilation[0])
     return dx
 
 
-def _nothing(x):
-    """No bias, no skip, no ReLU."""
-    return np.zeros(0, np.float32), np.zeros((x.shape[0], 0, 0, 0), np.uint16), False
-
-
-def _convolve(x, w, stride, padding, dilation, bias, z, relu):
+def _convolve(x, w, stride, padding, dilation, *more):
     x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    panels = _packed(bits(w))
-    _fprop(len(x), bits(x), panels, bits(memory), w.shape[3], stride, padding, dilation[0], bias, z, relu)
+    x, panels = bits(x), paired(w, False, _STEP)
+    if w.shape[2:] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
+        x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
+    _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more)
     return y
 
 
-def _packed(w):
-    """Bits (K, C, R, S) -> panels of 32 filters (panels, R, S*C/2, 32, 2), both filled up with zeros."""
-    k, c, r, s = w.shape
-    wide, deep = -(-k // _BLOCK), -(-c // _BLOCK) * _BLOCK
-    panels = empty((wide, r, s * deep // 2, _BLOCK, 2), w.dtype)
-    _pack(wide * r * s, np.ascontiguousarray(w), panels, deep)
-    return panels
+def _multiply(x, panels, y, stride, padding, dilation, *more):
+    """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C), panels of filters (panels of K, R, S, C/2,
+    width), and what `epilogue` takes."""
+    (n, h, w, c), threads = x.shape, get_num_threads()
+    if y.size == 0:
+        return
+    bias, z, add, floor = epilogue(y, *more)
+    lies_so = panels.shape[1:3] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
+    if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= _ROWS:
+        groups = -(-panels.nbytes // _LARGE_FILTERS)
+        blocks = min(n * h * w // _ROWS, max(n * h * w * c // _PIXELS, _TASKS_OF_A_THREAD * threads // groups))
+        x, y, z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
+        _multiply_pixels(blocks * groups, x, panels, y, blocks, groups, bias, z, add, floor)
+        return
+    images = -(-n // (_TASKS_OF_A_THREAD * threads))
+    at_once = 1
+    if panels.nbytes > _LARGE_FILTERS:
+        images = at_once = max(1, min(-(-n // threads), _IMAGES // max(1, x[:1].nbytes)))
+    parts = -(-n // images)
+    groups = min(len(panels), -(-threads // parts))
+    _multiply_images(
+        parts * groups, x, panels, y, stride, padding, dilation, images, at_once, groups, bias, z, add, floor
+    )
 
 
 @parallel()
-def _pack(task, w, panels, deep):
-    k, c, r_size, s_size = w.shape
-    j, tap = divmod(task, r_size * s_size)
-    r, s = divmod(tap, s_size)
-    for i in range(deep):
-        pairs = panels[j, r, (s * deep + i) // 2]
-        for l in range(_BLOCK):
-            filter_ = j * _BLOCK + l
-            pairs[l, i % 2] = w[filter_, i, r, s] if filter_ < k and i < c else np.uint16(0)
+def _multiply_pixels(task, x, panels, y, blocks, groups, bias, z, add, floor):
+    """1x1: all images are one row of pixels, read as they lie."""
+    group, block = divmod(task, blocks)
+    first, last = len(panels) * group // groups, len(panels) * (group + 1) // groups
+    start = min(len(x) * block // blocks, len(x) - _ROWS)
+    count = max(len(x) * (block + 1) // blocks - start, _ROWS)
+    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[4], bias)
+    configure(state)
+    _sum_image(
+        state, sums, x[start].ctypes.data, x.strides[0], 0, 0, 0, True, panels, first, last,
+        y[start].ctypes.data, 0, y.strides[0], 1, count, bias, z[start].ctypes.data, 0, z.strides[0], add, floor, y.dtype,
+    )  # fmt: skip
+    release(state)
 
 
 @parallel()
-def _fprop(n, x, panels, y, taps, stride, padding, dilation, bias, z, relu):
-    state, sums = new_state(), np.empty((_BLOCK, _BLOCK), np.float32)
-    p_size, q_size, _ = y[n].shape
-    deep = panels.shape[2] * 2 // taps
-    height = (p_size - 1) * stride[0] + (panels.shape[1] - 1) * dilation + 1
-    width = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
-    rows = _padded(x[n], height, width, deep, _BLOCK * stride[1] + taps, padding)
-    pitch = _pitch(p_size, q_size, stride[0] * (width // stride[1]))
-    _image(state, rows, width, panels, y[n], deep, pitch, stride, dilation, bias, z[n], relu, sums)
-
-
-@helper()
-def _padded(x, height, width, deep, spare, padding):
-    """The rows that the windows see, (height * width + spare, deep), zeros around and in channels that x has not."""
-    h_size, w_size, c = x.shape
-    rows = np.zeros((height * width + spare, deep), x.dtype)
-    for i in range(max(0, padding[0]), min(height, padding[0] + h_size)):
-        for j in range(padding[1], min(width, padding[1] + w_size)):
-            to, source = rows[i * width + j], x[i - padding[0], j - padding[1]]
-            for l in range(c):
-                to[l] = source[l]
-    return rows
+def _multiply_images(
+    task, x, panels, y, stride, padding, dilation, images, at_once, groups, bias, z, add, floor
+):  # fmt: skip
+    part, group = divmod(task, groups)
+    first, last = len(panels) * group // groups, len(panels) * (group + 1) // groups
+    start, stop = part * images, min((part + 1) * images, x.shape[0])
+    (_, p_size, q_size, _), (_, r_size, taps, pairs, _) = y.shape, panels.shape
+    height = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1
+    columns = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
+    size = height * columns * 2 * pairs
+    spare = _ROWS * stride[1] * 2 * pairs  # tiles hang over at the end
+    seen = aligned(at_once * size + spare, x)
+    seen[:] = 0
+    pitch = _pitch(p_size, q_size, stride[0] * (columns // stride[1]))
+    pixel = 4 * pairs
+    line = columns * pixel
+    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[4], bias)
+    configure(state)
+    for i in range(start, stop, at_once):
+        last_image = min(i + at_once, stop)
+        for m in range(i, last_image):
+            _pad(x[m], seen.ctypes.data + (m - i) * size * 2, height, columns, pixel, padding)
+        # One panel of many meets all images, then the next.
+        for j in range(first, last, 1 if at_once > 1 else last - first):
+            for m in range(i, last_image):
+                a = seen.ctypes.data + (m - i) * size * 2
+                out, skip = y.ctypes.data + m * y.strides[0], z.ctypes.data + m * z.strides[0]
+                _sum_image(
+                    state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, pitch, False, panels,
+                    j, j + 1 if at_once > 1 else last, out, y.strides[1], y.strides[2], p_size, q_size,
+                    bias, skip, z.strides[1], z.strides[2], add, floor, y.dtype,
+                )  # fmt: skip
+    release(state)
 
 
 @helper()
 def _pitch(p_size, q_size, pitch):
     """Pixels from the start of an output's row to the next one's, where tiles run over; 0 where each begins anew."""
-    row_by_row = p_size * ((q_size + _BLOCK - 1) // _BLOCK)
-    return pitch if ((p_size - 1) * pitch + q_size + _BLOCK - 1) // _BLOCK < row_by_row else 0
+    row_by_row = p_size * ((q_size + _ROWS - 1) // _ROWS)
+    return pitch if ((p_size - 1) * pitch + q_size + _ROWS - 1) // _ROWS < row_by_row else 0
 
 
 @helper()
-def _image(state, rows, width, panels, y, deep, pitch, stride, dilation, bias, z, relu, sums):
-    """All blocks of an image. Nothing here can raise: the tiles are released at its end."""
-    (p_size, q_size, k), (n_panels, r_size, pairs, _, _), size = y.shape, panels.shape, rows.itemsize
-    step, line = stride[1] * deep * size, dilation * width * deep * size
+def _pad(x, seen, height, columns, pixel, padding):
+    """The rows of an image that windows see, in the midst of zeros; channels that x has not stay zero, too."""
+    h_size, w_size, c = x.shape
+    skipped, count = max(0, -padding[1]), min(columns, padding[1] + w_size) - max(0, padding[1])
+    for i in range(max(0, padding[0]), min(height, padding[0] + h_size)):
+        source = x.ctypes.data + (i - padding[0]) * x.strides[0] + skipped * x.strides[1]
+        target = seen + (i * columns + max(0, padding[1])) * pixel
+        fetch(source + 4 * x.strides[0], count * x.strides[1])
+        if x.strides[1] == pixel:
+            move(source, target, count * pixel)
+        else:
+            for j in range(count):
+                move(source + j * x.strides[1], target + j * pixel, c * x.itemsize)
+
+
+@helper()
+def _sum_image(
+    state, sums, a, step, row, outer, pitch, whole, panels, first, last,
+    out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype,
+):  # fmt: skip
+    """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise.
+
+    whole: a run's last tile ends with it (and computes some pixels again), as nothing may be read after it.
+    """
+    _, r_size, taps, depth, width = panels.shape
     runs, length = (1, (p_size - 1) * pitch + q_size) if pitch else (p_size, q_size)
-    configure(state)
-    for j in range(n_panels):
-        columns = min(_BLOCK, k - j * _BLOCK)
-        for run in range(runs):
-            for first in range(0, length, _BLOCK):
-                a = rows.ctypes.data + run * stride[0] * width * deep * size + first * step
-                _multiply(state, a, step, line, panels[j].ctypes.data, pairs, r_size, sums.ctypes.data)
-                for m in range(first, min(first + _BLOCK, length)):
-                    p, q = (m // pitch, m % pitch) if pitch else (run, m)
-                    if q < q_size:
-                        out, skip = y[p, q], z[p, q] if z.size else z[:0, 0, 0]
-                        _finish(sums[m - first], bias, skip, relu, out, j * _BLOCK, columns)
-    release(state)
+    tiles = (length + _ROWS - 1) // _ROWS
+    pairs, c_row = taps * depth, width * 4
+    for t in range(0, runs * tiles, 2):
+        run, m = divmod(t, tiles)
+        run_too, m_too = divmod(min(t + 1, runs * tiles - 1), tiles)
+        m, m_too = m * _ROWS, m_too * _ROWS
+        if whole:
+            m, m_too = min(m, length - _ROWS), min(m_too, length - _ROWS)
+        (p, q), (p_too, q_too) = (divmod(m, pitch), divmod(m_too, pitch)) if pitch else ((run, m), (run_too, m_too))
+        for j in range(first, last):
+            multiply(
+                state, a + run * row + m * step, a + run_too * row + m_too * step, step, outer,
+                panels[j].ctypes.data, c_row, pairs, r_size, sums.ctypes.data, sums.ctypes.data + _ROWS * c_row, c_row,
+                False, width > _ROWS,
+            )  # fmt: skip
+            column = j * width
+            shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
+            _finish(
+                sums.ctypes.data, width, p, q, pitch, p_size, q_size, shift, out + column * 2, out_row, out_pixel,
+                skip + column * 2, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
+            )  # fmt: skip
+            _finish(
+                sums.ctypes.data + _ROWS * c_row, width, p_too, q_too, pitch, p_size, q_size, shift, out + column * 2,
+                out_row, out_pixel, skip + column * 2, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
+            )  # fmt: skip
 
 
 @helper()
-def _multiply(state, a, a_row, a_outer, b, pairs, outer, c):
-    """32 x 32 sums into c, rows of 128 bytes: over `outer` rows of a filter and the pairs of each, 16 a step."""
-    tile_zero(state, 0)
-    tile_zero(state, 1)
-    tile_zero(state, 2)
-    tile_zero(state, 3)
-    for o in range(outer):
-        for i in range(0, pairs, 16):
-            left, right = a + o * a_outer + 4 * i, b + (o * pairs + i) * 128
-            tile_load(state, 4, left, a_row)
-            tile_load(state, 6, right, 128)
-            tile_load(state, 7, right + 64, 128)
-            tile_load(state, 5, left + 16 * a_row, a_row)
-            tile_dot(state, 0, 4, 6)
-            tile_dot(state, 1, 4, 7)
-            tile_dot(state, 2, 5, 6)
-            tile_dot(state, 3, 5, 7)
-    tile_store(state, 0, c, 128)
-    tile_store(state, 1, c + 64, 128)
-    tile_store(state, 2, c + 16 * 128, 128)
-    tile_store(state, 3, c + 16 * 128 + 64, 128)
-
-
-@helper(inline=True)
-def _finish(sums, bias, z, relu, y, first, columns):
-    """y = act(sums + bias + z), rounded, for some columns of y from `first` on."""
-    zero = splat(np.float32(0), _LANES, sums.dtype)
-    for l in range(0, columns, _LANES):
-        v = load(sums[l:].ctypes.data, _LANES, sums.dtype)
-        if bias.size:
-            v = v + load(bias[first + l :].ctypes.data, _LANES, bias.dtype)
-        if z.size:
-            v = v + load(z[first + l :].ctypes.data, _LANES, z.dtype)
-        if relu:
-            v = where(v <= zero, zero, v)  # a NaN stays
-        store_as(y[first + l :].ctypes.data, v, y.dtype)
+def _finish(
+    sums, width, p, q, pitch, p_size, q_size, bias, out, out_row, out_pixel, skip, skip_row, skip_pixel, add, floor,
+    dtype, out_dtype,
+):  # fmt: skip
+    """y = max(sums + bias + z, floor), rounded, for the pixels of a tile that are some of the output's."""
+    least = splat(floor, _LANES, dtype)
+    for i in range(_ROWS):
+        if q < q_size and p < p_size:
+            target, more = out + p * out_row + q * out_pixel, skip + p * skip_row + q * skip_pixel
+            for l in range(0, width, _LANES):
+                v = load(sums + (i * width + l) * 4, _LANES, dtype)
+                if bias:
+                    v = v + load(bias + l * 4, _LANES, dtype)
+                    if add:
+                        v = v + load(more + l * 2, _LANES, out_dtype)
+                    v = where(v <= least, least, v)  # a NaN stays
+                store_as(target + l * 2, v, out_dtype)
+        q += 1
+        if q == pitch:
+            p, q = p + 1, 0

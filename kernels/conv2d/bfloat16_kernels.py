@@ -16,13 +16,14 @@ from ..cpu.bfloat16 import bits
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
+from ..cpu.transforms import copy, interleave
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
 from .numba_kernels import residues
-from .packing import of_residue, panel_width
+from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .strips import multiply_strips
 
@@ -126,26 +127,67 @@ def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw)
 
 
 @kept
-def paired(w, turned):
-    """`pack`, of bfloat16: (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K."""
+def paired(w, turned, deep=2):
+    """`pack`, of bfloat16: (panels of K, R, S, C/2, width) pairs of channels, or turned: panels of C, pairs of K, last
+    tap first. deep: inputs are filled up with zeros to a multiple of it."""
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
-    width = panel_width(outputs, np.dtype(np.float32))
-    pairs = empty((outputs // width, *w.shape[2:], inputs // 2, width), np.uint32)
+    width, depth = panel_width(outputs, np.dtype(np.float32)), -(-inputs // deep) * deep // 2
+    pairs = empty((outputs // width, *w.shape[2:], depth, width), np.uint32)
     filters = bits(np.ascontiguousarray(w)).reshape(*w.shape[:2], -1)
-    _pair(
-        outputs // width * -(-inputs // (2 * _PAIRS)), filters, turned, pairs.reshape(len(pairs), -1, *pairs.shape[3:])
-    )
+    flat = pairs.reshape(len(pairs), -1, depth, width)
+    _pair(len(flat) * -(-depth // _PAIRS), filters, inputs // 2, turned, flat)
     return pairs
 
 
 @parallel()
-def _pair(task, w, turned, pairs):
-    j, block = divmod(task, (pairs.shape[2] + _PAIRS - 1) // _PAIRS)
-    first, last = block * _PAIRS, min((block + 1) * _PAIRS, pairs.shape[2])
-    output, taps = j * pairs.shape[3], w.shape[2]
+def _pair(task, w, inputs, turned, pairs):
+    _, rs, depth, width = pairs.shape
+    j, block = divmod(task, (depth + _PAIRS - 1) // _PAIRS)
+    first, last = block * _PAIRS, min((block + 1) * _PAIRS, depth)
+    stop = max(first, min(last, inputs))
+    if turned:
+        _pair_filters(w, j, first, stop, pairs[j])
+    else:
+        _pair_taps(w, j, first, stop, pairs[j])
+    for t in range(rs):
+        for i in range(stop, last):
+            pairs[j, t, i] = np.uint32(0)
+
+
+@helper()
+def _pair_filters(w, j, first, last, pairs):
+    """Two filters to a number, which then are transposed: channels beside each other, tap by tap."""
+    rs, _, width = pairs.shape
+    c, size = w.shape[1], rs * width
+    both = np.empty(size + 2 * LANES, np.float32)
+    taps = aligned((rs + LANES) * width, both)
     for i in range(first, last):
-        for t in range(taps):
-            if turned:
-                _pair_pixels(w[2 * i, output:, t], w[2 * i + 1, output:, t], pairs[j, taps - 1 - t, i])
-            else:
-                _pair_pixels(w[output:, 2 * i, t], w[output:, 2 * i + 1, t], pairs[j, t, i])
+        a = w.ctypes.data + (2 * i * c + j * width) * rs * 2
+        interleave(a, a + c * rs * 2, both.ctypes.data, size, w.dtype)
+        transpose(both, 0, rs, rs, width, taps, 0)
+        for t in range(rs):
+            copy(taps.ctypes.data + t * width * 4, pairs[rs - 1 - t, i].ctypes.data, width, both.dtype)
+
+
+@helper()
+def _pair_taps(w, j, first, last, pairs):
+    """Rows of filters, two numbers in each, are transposed; then those of two channels are put together."""
+    rs, _, width = pairs.shape
+    c, count = w.shape[1] // 2, (last - first) * rs
+    halves = w.reshape(-1).view(np.float32)
+    rows = aligned((count + LANES) * width, halves)
+    transpose(halves, (j * width * c + first) * rs, c * rs, count, width, rows, 0)
+    rows = rows.view(np.uint32)
+    for i in range(last - first):
+        for t in range(rs):
+            a, b = 2 * i * rs + t, (2 * i + 1) * rs + t
+            low, high = rows[a // 2 * width :], rows[b // 2 * width :]
+            _put_together(low, a % 2, high, b % 2, pairs[t, first + i])
+
+
+@helper(inline=True)
+def _put_together(low, second, high, second_too, pairs):
+    """The first or second halves of two rows of numbers as pairs."""
+    right, left = np.uint32(16 * second), np.uint32(16 * (1 - second_too))
+    for l in range(pairs.size):
+        pairs[l] = ((low[l] >> right) & np.uint32(0xFFFF)) | ((high[l] << left) & np.uint32(0xFFFF0000))

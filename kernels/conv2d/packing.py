@@ -71,13 +71,13 @@ def read_taps(w, turned, output, first, count, width, taps):
             copy(source, taps.ctypes.data + i * width * w.itemsize, width, w.dtype)
     elif turned:
         for i in range(count):
-            _transpose(w, ((first + i) * c + output) * rs, rs, rs, width, taps, i * rs)
+            transpose(w, ((first + i) * c + output) * rs, rs, rs, width, taps, i * rs)
     else:
-        _transpose(w, (output * c + first) * rs, c * rs, count * rs, width, taps, 0)
+        transpose(w, (output * c + first) * rs, c * rs, count * rs, width, taps, 0)
 
 
 @helper()
-def _transpose(w, at, row, columns, width, out, first):
+def transpose(w, at, row, columns, width, out, first):
     """out[first + j, l] = w.flat[at + l * row + j] for j < columns; rows after that may be overwritten."""
     size, vector = w.itemsize, _VECTOR_BYTES // w.itemsize
     flat = w.reshape(-1)
