@@ -22,6 +22,7 @@ from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import fetch, move
 from ..cpu.vectors import load, splat, store_as, where
+from ..kept import kept
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .amx_tile import multiply
@@ -31,6 +32,7 @@ from .epilogue import epilogue
 from .numba_kernels import residues
 from .packing import aligned, of_residue
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
+from .unfolded import unfolded, unfolded_filters, worthwhile
 
 _LANES = lanes(np.float32)
 _ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
@@ -42,12 +44,16 @@ _PIXELS = 1 << 17  # numbers of the pixels of a task that reads x as it lies
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    whole = w.shape[0] % _ROWS == 0 and w.shape[1] % 2 == 0
+    whole = w.shape[0] % _ROWS == 0 and (w.shape[1] % 2 == 0 or worthwhile(w.shape[1], w.shape[3], dilation))
     return bool(amx()) and _LANES >= 8 and groups == 1 and dilation[1] == 1 and whole
 
 
-def _rank(_, w, *more, **params):
+def _rank(_, w, *more, dilation, **params):
     """First, unless most of a tile would be zeros."""
+    return 6.0 if min(w.shape[:2]) >= 16 or worthwhile(w.shape[1], w.shape[3], dilation) else 3.8
+
+
+def _dgrad_rank(_, w, **params):
     return 6.0 if min(w.shape[:2]) >= 16 else 3.8
 
 
@@ -85,7 +91,7 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
     device="cpu",
     step=6,
     supports=_dgrad_supports,
-    rank=_rank,
+    rank=_dgrad_rank,
     dtypes=_DTYPES,
     note="AMX: stride² convolutions over dy",
 )
@@ -103,11 +109,21 @@ def _convolve(x, w, stride, padding, dilation, *more):
     x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    x, panels = bits(x), paired(w, False, _STEP)
-    if w.shape[2:] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
+    if worthwhile(w.shape[1], w.shape[3], dilation):
+        x = unfolded(x, w.shape[3], hw[1], stride, padding)
+        panels, stride, padding = _unfolded_panels(w), (stride[0], 1), (0, 0)
+    else:
+        panels = paired(w, False, _STEP)
+    x = bits(x)
+    if panels.shape[1:3] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
         x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
     _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more)
     return y
+
+
+@kept
+def _unfolded_panels(w):
+    return paired(unfolded_filters(w), False, _STEP)
 
 
 def _multiply(x, panels, y, stride, padding, dilation, *more):

@@ -28,6 +28,7 @@ from ..registry import kernel
 from .amx_tile import multiply
 from .packing import aligned, panel_width, unpacked
 from .problem import CONV2D_WGRAD
+from .unfolded import folded_filters, unfolded, worthwhile
 
 _LANES = lanes(np.float32)
 _BLOCK = 32  # pixels of a step of a product, which are transposed at a time
@@ -40,7 +41,7 @@ _BLOCKS = 8  # of pixels, for a task that transposes
 
 
 def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    whole = x.shape[1] % 16 == 0 and dy.shape[1] % 16 == 0
+    whole = dy.shape[1] % 16 == 0 and (x.shape[1] % 16 == 0 or worthwhile(x.shape[1], kernel_hw[1], dilation))
     return bool(amx()) and _LANES >= 8 and groups == 1 and whole and x.size > 0 and dy.size > 0
 
 
@@ -53,7 +54,14 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     note="AMX: x transposed, 32 channels x 32 filters of a tap at a time",
 )
 def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    x, dy = bits(to_nhwc(x)), bits(to_nhwc(dy))
+    x, dy, c, (r, s) = to_nhwc(x), bits(to_nhwc(dy)), x.shape[1], kernel_hw
+    if c % 16:
+        rows = bits(unfolded(x, s, dy.shape[2], stride, padding, 16))
+        return folded_filters(_wgrad(rows, dy, (stride[0], 1), (0, 0), dilation, (r, 1)), c, s)
+    return _wgrad(bits(x), dy, stride, padding, dilation, kernel_hw)
+
+
+def _wgrad(x, dy, stride, padding, dilation, kernel_hw):
     (n, p, q, k), c, (r, s) = dy.shape, x.shape[3], kernel_hw
     grid, phases, shifts = _grid(dy.shape[1:3], x.shape[1:3], kernel_hw, stride, padding, dilation)
     width, taps = panel_width(k, np.dtype(np.float32)), r * s
@@ -168,7 +176,7 @@ def _gather(x, pairs, m, grid, stride, begin, zeros):
         h, w = row * stride[0] + begin[0], column * stride[1] + begin[1]
         place = np.int64(zeros.ctypes.data)  # named within the loop, which keeps it; unsigned, Numba made floats of it
         if image < n and 0 <= h < h_size and 0 <= w < w_size:
-            place = x.ctypes.data + ((image * h_size + h) * w_size + w) * c * x.itemsize
+            place = x.ctypes.data + image * x.strides[0] + h * x.strides[1] + w * x.strides[2]
         if i % 2:
             interleave(before, place, pairs[i // 2].ctypes.data, c, x.dtype)
         before = place
