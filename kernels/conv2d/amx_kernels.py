@@ -20,12 +20,12 @@ from ..cpu.features import amx
 from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import fetch, move
+from ..cpu.transforms import clear, move
 from ..cpu.vectors import load, splat, store_as, where
 from ..kept import kept
-from ..memory import empty_nhwc, to_nhwc
+from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
-from .amx_tile import multiply
+from .amx_tile import multiply, numbers, parts_of, split
 from .bfloat16_kernels import paired
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
@@ -36,16 +36,28 @@ from .unfolded import unfolded, unfolded_filters, worthwhile
 
 _LANES = lanes(np.float32)
 _ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
-_DTYPES = ("bfloat16",)
+_BF16, _FP32 = ("bfloat16",), ("float32",)
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _IMAGES = 1 << 19  # and bytes of the images that each panel of them meets
 _TASKS_OF_A_THREAD = 4
-_PIXELS = 1 << 17  # numbers of the pixels of a task that reads x as it lies
+_PIXELS = 1 << 17  # numbers of the pixels of a task that reads x as it lies, all parts counted
+_STRIP_ROWS = 4  # of output, at least
+_NUMBERS = 1 << 14  # of filters, for a task that takes them apart
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
     whole = w.shape[0] % _ROWS == 0 and (w.shape[1] % 2 == 0 or worthwhile(w.shape[1], w.shape[3], dilation))
     return bool(amx()) and _LANES >= 8 and groups == 1 and dilation[1] == 1 and whole
+
+
+def _bias_act_supports(x, w, b, z, *, relu, **params):
+    return _fprop_supports(x, w, **params)
+
+
+def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
+    whole = w.shape[1] % _ROWS == 0 and w.shape[0] % 2 == 0
+    convolutions = residues_are_convolutions(w, stride, padding, dilation)
+    return bool(amx()) and _LANES >= 8 and groups == 1 and whole and convolutions
 
 
 def _rank(_, w, *more, dilation, **params):
@@ -58,14 +70,24 @@ def _dgrad_rank(_, w, **params):
 
 
 @kernel(
-    CONV2D_FPROP, device="cpu", step=6, supports=_fprop_supports, rank=_rank, dtypes=_DTYPES, note="AMX: 32 x 32 sums"
+    CONV2D_FPROP, device="cpu", step=6, supports=_fprop_supports, rank=_rank, dtypes=_BF16, note="AMX: 32 x 32 sums"
 )
 def fprop_amx(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w, stride, padding, dilation)
 
 
-def _bias_act_supports(x, w, b, z, *, relu, **params):
-    return _fprop_supports(x, w, **params)
+@kernel(
+    CONV2D_FPROP,
+    device="cpu",
+    step=6,
+    supports=_fprop_supports,
+    rank=_rank,
+    dtypes=_FP32,
+    exact=False,
+    note="AMX: float32 in three parts, six products",
+)
+def fprop_amx_bf16x3(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, stride, padding, dilation)
 
 
 @kernel(
@@ -74,35 +96,25 @@ def _bias_act_supports(x, w, b, z, *, relu, **params):
     step=6,
     supports=_bias_act_supports,
     rank=_rank,
-    dtypes=_DTYPES,
+    dtypes=_BF16,
     note="AMX; bias, skip and ReLU on the block of sums",
 )
 def bias_act_amx(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[1] % _ROWS == 0 and w.shape[0] % 2 == 0
-    return bool(amx()) and _LANES >= 8 and groups == 1 and whole and residues_are_convolutions(w, stride, padding, dilation)
-
-
 @kernel(
-    CONV2D_DGRAD,
+    CONV2D_BIAS_ACT,
     device="cpu",
     step=6,
-    supports=_dgrad_supports,
-    rank=_dgrad_rank,
-    dtypes=_DTYPES,
-    note="AMX: stride² convolutions over dy",
+    supports=_bias_act_supports,
+    rank=_rank,
+    dtypes=_FP32,
+    exact=False,
+    note="AMX: float32 in three parts; bias, skip and ReLU on the block of sums",
 )
-def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
-    dy, (_, c, r, s) = to_nhwc(dy), w.shape
-    dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    panels = paired(w, True, _STEP)
-    for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        at = (-rows[0], -cols[0])
-        _multiply(bits(dy), of_residue(panels, r_taps, s_taps), part, (1, 1), at, dilation[0])
-    return dx
+def bias_act_amx_bf16x3(x, w, b, z, *, stride, padding, dilation, groups, relu):
+    return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
 def _convolve(x, w, stride, padding, dilation, *more):
@@ -113,93 +125,164 @@ def _convolve(x, w, stride, padding, dilation, *more):
         x = unfolded(x, w.shape[3], hw[1], stride, padding)
         panels, stride, padding = _unfolded_panels(w), (stride[0], 1), (0, 0)
     else:
-        panels = paired(w, False, _STEP)
+        panels = _panels(w, False)
     x = bits(x)
-    if panels.shape[1:3] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
+    if panels.shape[2:4] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
         x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
     _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more)
     return y
 
 
+@kernel(
+    CONV2D_DGRAD,
+    device="cpu",
+    step=6,
+    supports=_dgrad_supports,
+    rank=_dgrad_rank,
+    dtypes=_BF16,
+    note="AMX: stride² convolutions over dy",
+)
+def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _convolve_back(dy, w, stride, padding, dilation, input_hw)
+
+
+@kernel(
+    CONV2D_DGRAD,
+    device="cpu",
+    step=6,
+    supports=_dgrad_supports,
+    rank=_dgrad_rank,
+    dtypes=_FP32,
+    exact=False,
+    note="AMX: stride² convolutions over dy, float32 in three parts",
+)
+def dgrad_amx_bf16x3(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _convolve_back(dy, w, stride, padding, dilation, input_hw)
+
+
+def _convolve_back(dy, w, stride, padding, dilation, input_hw):
+    dy, (_, c, r, s) = to_nhwc(dy), w.shape
+    dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
+    panels = _panels(w, True)
+    for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
+        chosen = of_residue(panels.reshape(-1, *panels.shape[2:]), r_taps, s_taps)
+        chosen = chosen.reshape(*panels.shape[:2], *chosen.shape[1:])
+        _multiply(bits(dy), chosen, part, (1, 1), (-rows[0], -cols[0]), dilation[0])
+    return dx
+
+
+@kept
+def _panels(w, turned):
+    """`paired` of each part: (parts, panels, R, S, C/2, width), channels filled up to whole steps."""
+    if parts_of(w.dtype) == 1:
+        return paired(w, turned, _STEP)[None]
+    w = np.ascontiguousarray(w)
+    parts = empty((3, *w.shape), np.uint16)
+    _split(-(-w.size // _NUMBERS), w.reshape(-1), parts.reshape(3, -1))
+    return np.stack([paired(part, turned, _STEP) for part in parts])
+
+
+@parallel()
+def _split(task, w, parts):
+    first, last = task * _NUMBERS, min((task + 1) * _NUMBERS, w.size)
+    split(w.ctypes.data + first * 4, parts.ctypes.data + first * 2, parts.strides[0], last - first)
+
+
 @kept
 def _unfolded_panels(w):
-    return paired(unfolded_filters(w), False, _STEP)
+    return _panels(unfolded_filters(w), False)
 
 
 def _multiply(x, panels, y, stride, padding, dilation, *more):
-    """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C), panels of filters (panels of K, R, S, C/2,
-    width), and what `epilogue` takes."""
-    (n, h, w, c), threads = x.shape, get_num_threads()
+    """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C), panels of filters (parts, panels of K, R,
+    S, C/2, width), and what `epilogue` takes."""
+    (n, h, w, c), threads, parts = x.shape, get_num_threads(), len(panels)
     if y.size == 0:
         return
     bias, z, add, floor = epilogue(y, *more)
-    lies_so = panels.shape[1:3] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
+    lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
     if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= _ROWS:
         groups = -(-panels.nbytes // _LARGE_FILTERS)
-        blocks = min(n * h * w // _ROWS, max(n * h * w * c // _PIXELS, _TASKS_OF_A_THREAD * threads // groups))
+        blocks = min(n * h * w // _ROWS, max(n * h * w * c * parts // _PIXELS, _TASKS_OF_A_THREAD * threads // groups))
         x, y, z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
         _multiply_pixels(blocks * groups, x, panels, y, blocks, groups, bias, z, add, floor)
         return
     images = -(-n // (_TASKS_OF_A_THREAD * threads))
-    at_once = 1
-    if panels.nbytes > _LARGE_FILTERS:
-        images = at_once = max(1, min(-(-n // threads), _IMAGES // max(1, x[:1].nbytes)))
-    parts = -(-n // images)
-    groups = min(len(panels), -(-threads // parts))
+    at_once, strip = 1, y.shape[1]
+    row = w * -(-c // _STEP) * _STEP * 2 * parts * stride[0]
+    if panels.nbytes > _LARGE_FILTERS and h * row <= _IMAGES:
+        images = at_once = max(1, min(-(-n // threads), _IMAGES // (h * row)))
+    else:  # strips of almost equal height
+        strips = -(-strip // max(_STRIP_ROWS, _IMAGES // row))
+        strip = -(-strip // strips)
+    pieces = -(-n // images)
+    groups = min(panels.shape[1], -(-threads // pieces))
     _multiply_images(
-        parts * groups, x, panels, y, stride, padding, dilation, images, at_once, groups, bias, z, add, floor
+        pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
     )
 
 
 @parallel()
 def _multiply_pixels(task, x, panels, y, blocks, groups, bias, z, add, floor):
-    """1x1: all images are one row of pixels, read as they lie."""
+    """1x1: all images are one row of pixels, of bfloat16 read as they lie."""
     group, block = divmod(task, blocks)
-    first, last = len(panels) * group // groups, len(panels) * (group + 1) // groups
+    first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
     start = min(len(x) * block // blocks, len(x) - _ROWS)
     count = max(len(x) * (block + 1) // blocks - start, _ROWS)
-    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[4], bias)
+    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[5], bias)
+    part = count * x.shape[1] * 2
+    seen = numbers(3 * count * x.shape[1] if x.itemsize == 4 else 1)
+    if x.itemsize == 4:
+        split(x[start].ctypes.data, seen.ctypes.data, part, count * x.shape[1])
     configure(state)
-    _sum_image(
-        state, sums, x[start].ctypes.data, x.strides[0], 0, 0, 0, True, panels, first, last,
-        y[start].ctypes.data, 0, y.strides[0], 1, count, bias, z[start].ctypes.data, 0, z.strides[0], add, floor, y.dtype,
-    )  # fmt: skip
+    for _ in range(1):  # a loop keeps `seen`, of which nothing but its address is used
+        a = np.int64(seen.ctypes.data)
+        if x.itemsize == 2:
+            a = np.int64(x[start].ctypes.data)
+        _sum_image(
+            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, first, last, y[start].ctypes.data, 0,
+            y.strides[0], 1, count, bias, z[start].ctypes.data, 0, z.strides[0], add, floor, y.dtype, y.itemsize,
+        )  # fmt: skip
     release(state)
 
 
 @parallel()
 def _multiply_images(
-    task, x, panels, y, stride, padding, dilation, images, at_once, groups, bias, z, add, floor
+    task, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
 ):  # fmt: skip
-    part, group = divmod(task, groups)
-    first, last = len(panels) * group // groups, len(panels) * (group + 1) // groups
-    start, stop = part * images, min((part + 1) * images, x.shape[0])
-    (_, p_size, q_size, _), (_, r_size, taps, pairs, _) = y.shape, panels.shape
-    height = (p_size - 1) * stride[0] + (r_size - 1) * dilation + 1
+    piece, group = divmod(task, groups)
+    first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
+    start, stop = piece * images, min((piece + 1) * images, x.shape[0])
+    (_, p_size, q_size, _), (parts, _, r_size, taps, depth, width) = y.shape, panels.shape
+    height = (strip - 1) * stride[0] + (r_size - 1) * dilation + 1
     columns = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
-    size = height * columns * 2 * pairs
-    spare = _ROWS * stride[1] * 2 * pairs  # tiles hang over at the end
-    seen = aligned(at_once * size + spare, x)
+    pixel = 4 * depth
+    line, size = columns * pixel, height * columns * pixel
+    part = at_once * size + _ROWS * stride[1] * pixel  # tiles hang over at the end
+    seen = numbers(parts * part // 2)
     seen[:] = 0
-    pitch = _pitch(p_size, q_size, stride[0] * (columns // stride[1]))
-    pixel = 4 * pairs
-    line = columns * pixel
-    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[4], bias)
+    state, sums = new_state(), aligned(2 * _ROWS * width, bias)
     configure(state)
     for i in range(start, stop, at_once):
-        last_image = min(i + at_once, stop)
-        for m in range(i, last_image):
-            _pad(x[m], seen.ctypes.data + (m - i) * size * 2, height, columns, pixel, padding)
-        # One panel of many meets all images, then the next.
-        for j in range(first, last, 1 if at_once > 1 else last - first):
-            for m in range(i, last_image):
-                a = seen.ctypes.data + (m - i) * size * 2
-                out, skip = y.ctypes.data + m * y.strides[0], z.ctypes.data + m * z.strides[0]
-                _sum_image(
-                    state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, pitch, False, panels,
-                    j, j + 1 if at_once > 1 else last, out, y.strides[1], y.strides[2], p_size, q_size,
-                    bias, skip, z.strides[1], z.strides[2], add, floor, y.dtype,
-                )  # fmt: skip
+        images_end = min(i + at_once, stop)
+        for top in range(0, p_size, strip):
+            rows = min(strip, p_size - top)
+            pitch = _pitch(rows, q_size, stride[0] * (columns // stride[1]))
+            for m in range(i, images_end):
+                a = np.int64(seen.ctypes.data) + (m - i) * size  # said in the loop, which keeps it
+                reach = (rows - 1) * stride[0] + (r_size - 1) * dilation + 1
+                _pad(x[m], a, reach, columns, pixel, part, parts, top * stride[0] - padding[0], padding[1])
+            # One panel of many meets all images, then the next.
+            for j in range(first, last, 1 if at_once > 1 else last - first):
+                for m in range(i, images_end):
+                    out = y.ctypes.data + m * y.strides[0] + top * y.strides[1]
+                    skip = z.ctypes.data + m * z.strides[0] + top * z.strides[1]
+                    a = np.int64(seen.ctypes.data) + (m - i) * size
+                    _sum_image(
+                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part,
+                        pitch, False, panels, j, j + 1 if at_once > 1 else last, out, y.strides[1], y.strides[2],
+                        rows, q_size, bias, skip, z.strides[1], z.strides[2], add, floor, y.dtype, y.itemsize,
+                    )  # fmt: skip
     release(state)
 
 
@@ -211,31 +294,44 @@ def _pitch(p_size, q_size, pitch):
 
 
 @helper()
-def _pad(x, seen, height, columns, pixel, padding):
-    """The rows of an image that windows see, in the midst of zeros; channels that x has not stay zero, too."""
+def _pad(x, seen, height, columns, pixel, part, parts, above, left):
+    """Rows of an image from `above` on, which windows see, and zeros where there are none; columns to the left and
+    right, and channels that x has not, stay zero, too."""
     h_size, w_size, c = x.shape
-    skipped, count = max(0, -padding[1]), min(columns, padding[1] + w_size) - max(0, padding[1])
-    for i in range(max(0, padding[0]), min(height, padding[0] + h_size)):
-        source = x.ctypes.data + (i - padding[0]) * x.strides[0] + skipped * x.strides[1]
-        target = seen + (i * columns + max(0, padding[1])) * pixel
-        fetch(source + 4 * x.strides[0], count * x.strides[1])
-        if x.strides[1] == pixel:
-            move(source, target, count * pixel)
+    skipped, count = max(0, -left), min(columns, left + w_size) - max(0, left)
+    for i in range(height):
+        target = seen + (i * columns + max(0, left)) * pixel
+        if not 0 <= above + i < h_size:
+            for p in range(parts):
+                clear(target + p * part, count * pixel)
+            continue
+        source = x.ctypes.data + (above + i) * x.strides[0] + skipped * x.strides[1]
+        if x.strides[1] == c * x.itemsize and c * 2 == pixel:
+            _copy(source, target, part, count * c, x.itemsize)
         else:
             for j in range(count):
-                move(source + j * x.strides[1], target + j * pixel, c * x.itemsize)
+                _copy(source + j * x.strides[1], target + j * pixel, part, c, x.itemsize)
+
+
+@helper(inline=True)
+def _copy(source, target, part, count, size):
+    """Numbers of x into `seen`: as they are, or their parts."""
+    if size == 4:
+        split(source, target, part, count)
+    else:
+        move(source, target, count * 2)
 
 
 @helper()
 def _sum_image(
-    state, sums, a, step, row, outer, pitch, whole, panels, first, last,
-    out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype,
+    state, sums, a, step, row, outer, part, pitch, whole, panels, first, last,
+    out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype, size,
 ):  # fmt: skip
     """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise.
 
     whole: a run's last tile ends with it (and computes some pixels again), as nothing may be read after it.
     """
-    _, r_size, taps, depth, width = panels.shape
+    parts, _, r_size, taps, depth, width = panels.shape
     runs, length = (1, (p_size - 1) * pitch + q_size) if pitch else (p_size, q_size)
     tiles = (length + _ROWS - 1) // _ROWS
     pairs, c_row = taps * depth, width * 4
@@ -248,26 +344,27 @@ def _sum_image(
         (p, q), (p_too, q_too) = (divmod(m, pitch), divmod(m_too, pitch)) if pitch else ((run, m), (run_too, m_too))
         for j in range(first, last):
             multiply(
-                state, a + run * row + m * step, a + run_too * row + m_too * step, step, outer,
-                panels[j].ctypes.data, c_row, pairs, r_size, sums.ctypes.data, sums.ctypes.data + _ROWS * c_row, c_row,
-                False, width > _ROWS,
+                state, a + run * row + m * step, a + run_too * row + m_too * step, step, outer, part,
+                panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], pairs, r_size, parts,
+                sums.ctypes.data, sums.ctypes.data + _ROWS * c_row, c_row, False, width > _ROWS,
             )  # fmt: skip
             column = j * width
             shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
             _finish(
-                sums.ctypes.data, width, p, q, pitch, p_size, q_size, shift, out + column * 2, out_row, out_pixel,
-                skip + column * 2, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
+                sums.ctypes.data, width, p, q, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
+                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype, size,
             )  # fmt: skip
             _finish(
-                sums.ctypes.data + _ROWS * c_row, width, p_too, q_too, pitch, p_size, q_size, shift, out + column * 2,
-                out_row, out_pixel, skip + column * 2, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
+                sums.ctypes.data + _ROWS * c_row, width, p_too, q_too, pitch, p_size, q_size, shift,
+                out + column * size, out_row, out_pixel, skip + column * size, skip_row, skip_pixel, add, floor,
+                bias.dtype, dtype, size,
             )  # fmt: skip
 
 
 @helper()
 def _finish(
     sums, width, p, q, pitch, p_size, q_size, bias, out, out_row, out_pixel, skip, skip_row, skip_pixel, add, floor,
-    dtype, out_dtype,
+    dtype, out_dtype, size,
 ):  # fmt: skip
     """y = max(sums + bias + z, floor), rounded, for the pixels of a tile that are some of the output's."""
     least = splat(floor, _LANES, dtype)
@@ -279,9 +376,9 @@ def _finish(
                 if bias:
                     v = v + load(bias + l * 4, _LANES, dtype)
                     if add:
-                        v = v + load(more + l * 2, _LANES, out_dtype)
+                        v = v + load(more + l * size, _LANES, out_dtype)
                     v = where(v <= least, least, v)  # a NaN stays
-                store_as(target + l * 2, v, out_dtype)
+                store_as(target + l * size, v, out_dtype)
         q += 1
         if q == pitch:
             p, q = p + 1, 0

@@ -7,8 +7,10 @@ rows of its images one after the other, so that a tap is the same tile some numb
 each residue have lines of their own. dy lies on the same grid, zeros where there is no output, its pixels in pairs.
 (So the tap of a corner meets Inf * 0 where x has an Inf that it does not see: NaN, in a filter's row that has an Inf.)
 
-images    few filters: a task has some images, transposes a few at a time and adds to a dw of its own
+images    few filters: a task has some images, transposes some pixels at a time and adds to a dw of its own
 parts     many: all images are transposed first, a task owns some channels and filters of dw and sums over all pixels
+
+float32 is taken for three bfloat16 (amx_tile.py), each with lines and panels of its own.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, interleave, transpose_block
 from ..memory import empty, to_nhwc
 from ..registry import kernel
-from .amx_tile import multiply
-from .packing import aligned, panel_width, unpacked
+from .amx_tile import interleave_parts, multiply, numbers, parts_of
+from .packing import panel_width, unpacked
 from .problem import CONV2D_WGRAD
 from .unfolded import folded_filters, unfolded, worthwhile
 
 _LANES = lanes(np.float32)
 _BLOCK = 32  # pixels of a step of a product, which are transposed at a time
-_PIXELS = 512  # at least, of the images that are transposed at a time
-_CHUNK = 1024  # pixels of a product, whose factors stay in the second-level cache
+_CACHE = 3 << 18  # bytes of what is transposed at a time, to stay in the second-level cache,
+_CHUNK = 1024  # and pixels of it at most, as of a product
 _LARGE_DW = 1 << 16  # numbers from which on tasks own parts of dw
 _PARTIALS = 1 << 21  # numbers that the partial sums may take
 _TASKS, _CHANNELS, _PANELS = 16, 128, 4  # tasks over images; channels and panels of a part
@@ -54,38 +56,54 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     note="AMX: x transposed, 32 channels x 32 filters of a tap at a time",
 )
 def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    x, dy, c, (r, s) = to_nhwc(x), bits(to_nhwc(dy)), x.shape[1], kernel_hw
-    if c % 16:
-        rows = bits(unfolded(x, s, dy.shape[2], stride, padding, 16))
-        return folded_filters(_wgrad(rows, dy, (stride[0], 1), (0, 0), dilation, (r, 1)), c, s)
-    return _wgrad(bits(x), dy, stride, padding, dilation, kernel_hw)
+    return _wgrad(x, dy, stride, padding, dilation, kernel_hw)
+
+
+@kernel(
+    CONV2D_WGRAD,
+    device="cpu",
+    step=6,
+    supports=_supports,
+    dtypes=("float32",),
+    exact=False,
+    note="AMX: x transposed, float32 in three parts, six products",
+)
+def wgrad_amx_bf16x3(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    return _wgrad(x, dy, stride, padding, dilation, kernel_hw)
 
 
 def _wgrad(x, dy, stride, padding, dilation, kernel_hw):
-    (n, p, q, k), c, (r, s) = dy.shape, x.shape[3], kernel_hw
+    (c, k), (r, s), dtype = (x.shape[1], dy.shape[1]), kernel_hw, x.dtype
+    x, dy, depth = to_nhwc(x), bits(to_nhwc(dy)), c
+    if c % 16:
+        x, depth = unfolded(x, s, dy.shape[2], stride, padding, 16), -(-s * c // 16) * 16
+        stride, padding, kernel_hw = (stride[0], 1), (0, 0), (r, 1)
     grid, phases, shifts = _grid(dy.shape[1:3], x.shape[1:3], kernel_hw, stride, padding, dilation)
-    width, taps = panel_width(k, np.dtype(np.float32)), r * s
-    numbers, size = c * taps * k, grid[0] * grid[1]
-    at_once = min(n, max(1, -(-_PIXELS // size)))
-    few = numbers < _LARGE_DW
-    splits = max(1, min(_TASKS, n // at_once, _PARTIALS // numbers)) if few else 1
-    parts = empty((splits, k // width, taps, c, width), np.float32)
+    width, taps, parts, n = panel_width(k, np.dtype(np.float32)), len(shifts), parts_of(dtype), len(dy)
+    size = depth * taps * k
+    few = size < _LARGE_DW
+    splits = max(1, min(_TASKS, n, _PARTIALS // size)) if few else 1
+    sums = empty((splits, k // width, taps, depth, width), np.float32)
     if few:
-        _sum_images(splits, x, dy, parts, at_once, grid, phases, shifts, stride)
+        bytes_of_pixel = 2 * parts * (len(phases) * depth + k)
+        chunk = max(8 * _BLOCK, min(_CHUNK, _CACHE // bytes_of_pixel // _BLOCK * _BLOCK))
+        _sum_images(splits, bits(x), dy, sums, parts, chunk, grid, phases, shifts, stride)
     else:
-        length = _length(n, grid, shifts)
-        seen = empty((len(phases), c, length), np.uint16)
-        upstream = empty((k // width, _round_up(n * size) // 2, width), np.uint32)
-        _lay_out(-(-length // (_BLOCKS * _BLOCK)), x, dy, seen, upstream, grid, phases, stride)
-        tasks = -(-c // _CHANNELS) * -(-(k // width) // _PANELS)
-        _sum_parts(tasks, seen, upstream, parts[0], shifts)
-    strides = taps * c * width, width, s * c * width, c * width
-    return unpacked(parts.reshape(splits, -1), strides, (k, c, r, s), ml_dtypes.bfloat16)
+        pixels = n * grid[0] * grid[1]
+        length = _length(pixels, shifts)
+        seen = empty((parts, len(phases), depth, length), np.uint16)
+        upstream = empty((parts, k // width, -(-pixels // _BLOCK) * _BLOCK // 2, width), np.uint32)
+        _lay_out(-(-length // (_BLOCKS * _BLOCK)), bits(x), dy, seen, upstream, grid, phases, stride)
+        tasks = -(-depth // _CHANNELS) * -(-(k // width) // _PANELS)
+        _sum_parts(tasks, seen, upstream, sums[0], shifts)
+    strides = taps * depth * width, width, kernel_hw[1] * depth * width, depth * width
+    dw = unpacked(sums.reshape(splits, -1), strides, (k, depth, *kernel_hw), dtype)
+    return folded_filters(dw, c, s) if c % 16 else dw
 
 
 def _grid(pq, hw, rs, stride, padding, dilation):
     """The rows and columns of an image's grid; the first row and column of x, of each residue that taps see; and for
-    each tap (residue, rows, columns): where it sees."""
+    each tap its residue and the pixels of the grid from an output to what it sees."""
     sides, begins, places = [], [], []
     for i in (0, 1):
         offsets = [t * dilation[i] for t in range(rs[i])]
@@ -102,72 +120,82 @@ def _grid(pq, hw, rs, stride, padding, dilation):
     return tuple(sides), phases, shifts
 
 
-def _round_up(pixels):
-    return -(-pixels // _BLOCK) * _BLOCK
-
-
-def _length(n, grid, shifts):
-    """Numbers of a channel's line for n images, with what taps see after the last; an odd number of cache lines."""
-    lines = _round_up(_round_up(n * grid[0] * grid[1]) + int(shifts[:, 1].max())) // _BLOCK
-    return (lines | 1) * _BLOCK
+def _length(pixels, shifts):
+    """Numbers of a channel's line for so many pixels, with what taps see after the last; an odd number of cache
+    lines."""
+    whole = -(-pixels // _BLOCK) * _BLOCK
+    return (-(-(whole + int(shifts[:, 1].max())) // _BLOCK) | 1) * _BLOCK
 
 
 @parallel()
-def _sum_images(t, x, dy, parts, at_once, grid, phases, shifts, stride):
-    n, size, splits = x.shape[0], grid[0] * grid[1], parts.shape[0]
+def _sum_images(t, x, dy, sums, parts, chunk, grid, phases, shifts, stride):
+    n, size, (splits, panels, _, c, width) = x.shape[0], grid[0] * grid[1], sums.shape
     first, last = n * t // splits, n * (t + 1) // splits
-    pixels = (at_once * size + _BLOCK - 1) // _BLOCK * _BLOCK
-    length = ((pixels + shifts[:, 1].max() + _BLOCK - 1) // _BLOCK | 1) * _BLOCK
-    panels, width = parts.shape[1], parts.shape[4]
-    seen = aligned(phases.shape[0] * x.shape[3] * length, x).reshape(phases.shape[0], x.shape[3], length)
-    upstream = aligned(panels * pixels * width, x).view(np.uint32).reshape(panels, pixels // 2, width)
-    pairs = np.empty((_BLOCK // 2, max(x.shape[3], dy.shape[3])), np.float32)
+    length = ((chunk + shifts[:, 1].max() + _BLOCK - 1) // _BLOCK | 1) * _BLOCK
+    seen = numbers(parts * phases.shape[0] * c * length).reshape(parts, phases.shape[0], c, length)
+    upstream = numbers(parts * panels * chunk * width).view(np.uint32).reshape(parts, panels, chunk // 2, width)
+    pairs = np.empty((parts, _BLOCK // 2, max(c, dy.shape[3])), np.float32)
     state, where = new_state(), np.empty(shifts.shape[0], np.int64)
-    for i in range(first, last, at_once):
-        stop = min(i + at_once, last)
-        _transpose_blocks(x[i:stop], dy[i:stop], seen, upstream, grid, phases, stride, 0, length, pairs)
-        _sum_part(state, seen, upstream, parts[t], shifts, where, 0, x.shape[3], 0, panels, i > first)
+    zeros = np.zeros(pairs.shape[2], x.dtype)
+    pixels = (last - first) * size
+    for start in range(0, pixels, chunk):
+        count = min(chunk, (pixels - start + _BLOCK - 1) // _BLOCK * _BLOCK)
+        images = x[first:last], dy[first:last]
+        _transpose(images[0], seen, grid, phases, stride, start, start, start + length, pairs, zeros)
+        _arrange(images[1], upstream, grid, start, start, start + count, pairs, zeros)
+        _sum_part(state, seen, upstream, count // 2, sums[t], shifts, where, 0, c, 0, panels, start > 0)
 
 
 @parallel()
 def _lay_out(task, x, dy, seen, upstream, grid, phases, stride):
-    first, last = task * _BLOCKS * _BLOCK, min((task + 1) * _BLOCKS * _BLOCK, seen.shape[2])
-    pairs = np.empty((_BLOCK // 2, max(x.shape[3], dy.shape[3])), np.float32)
-    _transpose_blocks(x, dy, seen, upstream, grid, phases, stride, first, last, pairs)
+    first, last = task * _BLOCKS * _BLOCK, (task + 1) * _BLOCKS * _BLOCK
+    pairs = np.empty((seen.shape[0], _BLOCK // 2, max(x.shape[3], dy.shape[3])), np.float32)
+    zeros = np.zeros(pairs.shape[2], x.dtype)
+    _transpose(x, seen, grid, phases, stride, 0, first, min(last, seen.shape[3]), pairs, zeros)
+    _arrange(dy, upstream, grid, 0, first, min(last, upstream.shape[2] * 2), pairs, zeros)
 
 
 @parallel()
-def _sum_parts(task, seen, upstream, parts, shifts):
-    (panels, _, c, _), (_, length, _) = parts.shape, upstream.shape
+def _sum_parts(task, seen, upstream, sums, shifts):
+    panels, _, c, _ = sums.shape
     i, j = divmod(task, (panels + _PANELS - 1) // _PANELS)
     channels, filters = (i * _CHANNELS, min(c, (i + 1) * _CHANNELS)), (j * _PANELS, min(panels, (j + 1) * _PANELS))
-    state, where = new_state(), np.empty(shifts.shape[0], np.int64)
-    _sum_part(state, seen, upstream, parts, shifts, where, channels[0], channels[1], filters[0], filters[1], False)
+    state, where, pairs = new_state(), np.empty(shifts.shape[0], np.int64), upstream.shape[2]
+    _sum_part(
+        state, seen, upstream, pairs, sums, shifts, where, channels[0], channels[1], filters[0], filters[1], False
+    )
 
 
 @helper()
-def _transpose_blocks(x, dy, seen, upstream, grid, phases, stride, first, last, pairs):
-    """The pixels of a grid from `first` to `last`: x into its lines, dy into its panels."""
-    zeros = np.zeros(pairs.shape[1], x.dtype)
-    lines, width = seen.shape[2] // 2, upstream.shape[2]
+def _transpose(x, seen, grid, phases, stride, origin, first, last, pairs, zeros):
+    """The pixels of a grid from `first` to `last` of x into its lines, of which `origin` is the first."""
+    lines = seen.shape[3] // 2
     for m in range(first, last, _BLOCK):
         for phase in range(phases.shape[0]):
             _gather(x, pairs, m, grid, stride, (phases[phase, 0], phases[phase, 1]), zeros)
-            for l in range(0, x.shape[3], _LANES):
-                for i in range(0, _BLOCK // 2, _LANES):
-                    target = seen[phase, l].ctypes.data + m * 2 + i * 4
-                    transpose_block(pairs[i, l:].ctypes.data, pairs.shape[1], target, lines, pairs.dtype)
-        if m // 2 < upstream.shape[1]:
-            _gather(dy, pairs, m, grid, (1, 1), (0, 0), zeros)
-            for j in range(upstream.shape[0]):
+            for p in range(pairs.shape[0]):
+                for l in range(0, x.shape[3], _LANES):
+                    for i in range(0, _BLOCK // 2, _LANES):
+                        target = seen[p, phase, l].ctypes.data + (m - origin) * 2 + i * 4
+                        transpose_block(pairs[p, i, l:].ctypes.data, pairs.shape[2], target, lines, pairs.dtype)
+
+
+@helper()
+def _arrange(dy, upstream, grid, origin, first, last, pairs, zeros):
+    """The pixels of a grid from `first` to `last` of dy into its panels, of which `origin` is the first."""
+    width = upstream.shape[3]
+    for m in range(first, last, _BLOCK):
+        _gather(dy, pairs, m, grid, (1, 1), (0, 0), zeros)
+        for p in range(pairs.shape[0]):
+            for j in range(upstream.shape[1]):
                 for i in range(_BLOCK // 2):
-                    target = upstream[j, m // 2 + i].ctypes.data
-                    copy(pairs[i, j * width :].ctypes.data, target, width, pairs.dtype)
+                    target = upstream[p, j, (m - origin) // 2 + i].ctypes.data
+                    copy(pairs[p, i, j * width :].ctypes.data, target, width, pairs.dtype)
 
 
 @helper()
 def _gather(x, pairs, m, grid, stride, begin, zeros):
-    """pairs[i, :c]: the pixels of x at places m + 2i and m + 2i + 1 of the grid; zeros outside x."""
+    """pairs[:, i, :c]: the parts of the pixels of x at places m + 2i and m + 2i + 1 of the grid; zeros outside x."""
     (n, h_size, w_size, c), size = x.shape, grid[0] * grid[1]
     image, at = divmod(m, size)
     row, column = divmod(at, grid[1])
@@ -178,7 +206,11 @@ def _gather(x, pairs, m, grid, stride, begin, zeros):
         if image < n and 0 <= h < h_size and 0 <= w < w_size:
             place = x.ctypes.data + image * x.strides[0] + h * x.strides[1] + w * x.strides[2]
         if i % 2:
-            interleave(before, place, pairs[i // 2].ctypes.data, c, x.dtype)
+            target = pairs[0, i // 2].ctypes.data
+            if x.itemsize == 4:
+                interleave_parts(before, place, target, pairs.strides[0], c)
+            else:
+                interleave(before, place, target, c, x.dtype)
         before = place
         column += 1
         if column == grid[1]:
@@ -188,21 +220,21 @@ def _gather(x, pairs, m, grid, stride, begin, zeros):
 
 
 @helper()
-def _sum_part(state, seen, upstream, dw, shifts, where, first_channel, channels, first_panel, panels, more):
-    """dw (panels, taps, C, width): some channels and panels of it, or, where `more`, added to it.
+def _sum_part(state, seen, upstream, pairs, dw, shifts, where, first_channel, channels, first_panel, panels, more):
+    """dw (panels, taps, C, width): some channels and panels of it, over so many pairs of pixels; or, where `more`, added
+    to it.
 
     Nothing here can raise: the tiles are released at its end.
     """
-    (_, taps, c, width), row, size = dw.shape, seen.shape[2] * 2, 2 * 16 * dw.shape[3]
+    (_, taps, c, width), row = dw.shape, seen.shape[3] * 2
     for t in range(taps):
         where[t] = seen.ctypes.data + shifts[t, 0] * c * row + shifts[t, 1] * 2
     first, last = first_channel // 16 * taps, channels // 16 * taps
-    pairs, chunk = upstream.shape[1], _CHUNK // 2
     configure(state)
-    for start in range(0, pairs, chunk):
-        count = min(chunk, pairs - start)
+    for start in range(0, pairs, _CHUNK // 2):
+        count = min(_CHUNK // 2, pairs - start)
         for j in range(first_panel, panels):
-            b = upstream[j, start].ctypes.data
+            b = upstream[0, j, start].ctypes.data
             for i in range(first, last, 2):
                 # A tile is 16 channels of a tap; two are neighbours, or, where one is left, the same.
                 (block, tap), (other, tap_too) = divmod(i, taps), divmod(min(i + 1, last - 1), taps)
@@ -210,7 +242,7 @@ def _sum_part(state, seen, upstream, dw, shifts, where, first_channel, channels,
                 out = dw.ctypes.data + (((j * taps + tap) * c + block * 16) * width) * 4
                 out_too = dw.ctypes.data + (((j * taps + tap_too) * c + other * 16) * width) * 4
                 multiply(
-                    state, a + start * 4, a_too + start * 4, row, 0, b, width * 4, count, 1,
-                    out, out_too, width * 4, more or start > 0, width > 16,
+                    state, a + start * 4, a_too + start * 4, row, 0, seen.strides[0], b, width * 4,
+                    upstream.strides[0], count, 1, seen.shape[0], out, out_too, width * 4, more or start > 0, width > 16,
                 )  # fmt: skip
     release(state)

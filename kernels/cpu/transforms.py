@@ -125,6 +125,17 @@ def move(typing_context, source, target, size):
 
 
 @intrinsic
+def clear(typing_context, target, size):
+    """Set so many bytes from an address on to zero."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 2), emit
+
+
+@intrinsic
 def fetch(typing_context, source, size):
     """Ask for so many bytes from an address on, which are read or written soon; it need not be one that may be read."""
 
