@@ -26,11 +26,11 @@ from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .amx_tile import multiply, numbers, parts_of, split
-from .bfloat16_kernels import paired
+from .bfloat16_kernels import pair, paired
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
 from .numba_kernels import residues
-from .packing import aligned, of_residue
+from .packing import aligned, of_residue, panel_width
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .unfolded import unfolded, unfolded_filters, worthwhile
 
@@ -38,9 +38,9 @@ _LANES = lanes(np.float32)
 _ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
 _BF16, _FP32 = ("bfloat16",), ("float32",)
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
-_IMAGES = 1 << 19  # and bytes of the images that each panel of them meets
-_TASKS_OF_A_THREAD = 4
-_PIXELS = 1 << 17  # numbers of the pixels of a task that reads x as it lies, all parts counted
+_FAR = 5 << 18  # and bytes of the images that each panel of them meets;
+_NEAR = 1 << 19  # else of the pixels that all panels meet
+_TASKS_OF_A_THREAD, _LEAST_TASKS = 4, 2
 _STRIP_ROWS = 4  # of output, at least
 _NUMBERS = 1 << 14  # of filters, for a task that takes them apart
 
@@ -177,9 +177,14 @@ def _panels(w, turned):
     if parts_of(w.dtype) == 1:
         return paired(w, turned, _STEP)[None]
     w = np.ascontiguousarray(w)
+    outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
+    width, depth = panel_width(outputs, w.dtype), -(-inputs // _STEP) * _STEP // 2
+    panels = empty((3, outputs // width, *w.shape[2:], depth, width), np.uint32)
     parts = empty((3, *w.shape), np.uint16)
     _split(-(-w.size // _NUMBERS), w.reshape(-1), parts.reshape(3, -1))
-    return np.stack([paired(part, turned, _STEP) for part in parts])
+    for part, into in zip(parts, panels, strict=True):
+        pair(part, turned, into)
+    return panels
 
 
 @parallel()
@@ -200,30 +205,33 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
     if y.size == 0:
         return
     bias, z, add, floor = epilogue(y, *more)
+    far, least = panels.nbytes > _LARGE_FILTERS, _LEAST_TASKS * threads
     lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
     if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= _ROWS:
-        groups = -(-panels.nbytes // _LARGE_FILTERS)
-        blocks = min(n * h * w // _ROWS, max(n * h * w * c * parts // _PIXELS, _TASKS_OF_A_THREAD * threads // groups))
+        pixels, pixel = n * h * w, c * 2 * parts
+        blocks = -(-pixels * pixel // (_FAR if far else _NEAR))
+        blocks = min(pixels // _ROWS, blocks if far else max(blocks, _TASKS_OF_A_THREAD * threads))
+        groups = min(panels.shape[1], -(-least // blocks)) if far else 1
         x, y, z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
-        _multiply_pixels(blocks * groups, x, panels, y, blocks, groups, bias, z, add, floor)
+        _multiply_pixels(blocks * groups, x, panels, y, far, blocks, groups, bias, z, add, floor)
         return
-    images = -(-n // (_TASKS_OF_A_THREAD * threads))
-    at_once, strip = 1, y.shape[1]
-    row = w * -(-c // _STEP) * _STEP * 2 * parts * stride[0]
-    if panels.nbytes > _LARGE_FILTERS and h * row <= _IMAGES:
-        images = at_once = max(1, min(-(-n // threads), _IMAGES // (h * row)))
+    row = stride[0] * y.shape[2] * stride[1] * -(-c // _STEP) * _STEP * 2 * parts
+    image, strip = y.shape[1] * row, y.shape[1]
+    if far and image <= _FAR:
+        pieces = -(-n // (_FAR // image))
+        images = at_once = -(-n // pieces)
     else:  # strips of almost equal height
-        strips = -(-strip // max(_STRIP_ROWS, _IMAGES // row))
-        strip = -(-strip // strips)
+        images, at_once = -(-n // (_TASKS_OF_A_THREAD * threads)), 1
+        strip = -(-strip // -(-strip // max(_STRIP_ROWS, _NEAR // row)))
     pieces = -(-n // images)
-    groups = min(panels.shape[1], -(-threads // pieces))
+    groups = min(panels.shape[1], -(-least // pieces)) if far else 1
     _multiply_images(
         pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
     )
 
 
 @parallel()
-def _multiply_pixels(task, x, panels, y, blocks, groups, bias, z, add, floor):
+def _multiply_pixels(task, x, panels, y, far, blocks, groups, bias, z, add, floor):
     """1x1: all images are one row of pixels, of bfloat16 read as they lie."""
     group, block = divmod(task, blocks)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
@@ -235,12 +243,13 @@ def _multiply_pixels(task, x, panels, y, blocks, groups, bias, z, add, floor):
     if x.itemsize == 4:
         split(x[start].ctypes.data, seen.ctypes.data, part, count * x.shape[1])
     configure(state)
-    for _ in range(1):  # a loop keeps `seen`, of which nothing but its address is used
-        a = np.int64(seen.ctypes.data)
+    step = 1 if far else last - first
+    for j in range(first, last, step):
+        a = np.int64(seen.ctypes.data)  # said in the loop, which keeps it
         if x.itemsize == 2:
             a = np.int64(x[start].ctypes.data)
         _sum_image(
-            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, first, last, y[start].ctypes.data, 0,
+            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, j, j + step, y[start].ctypes.data, 0,
             y.strides[0], 1, count, bias, z[start].ctypes.data, 0, z.strides[0], add, floor, y.dtype, y.itemsize,
         )  # fmt: skip
     release(state)

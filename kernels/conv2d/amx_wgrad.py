@@ -34,9 +34,9 @@ from .unfolded import folded_filters, unfolded, worthwhile
 
 _LANES = lanes(np.float32)
 _BLOCK = 32  # pixels of a step of a product, which are transposed at a time
-_CACHE = 3 << 18  # bytes of what is transposed at a time, to stay in the second-level cache,
+_CACHE = int(__import__("os").environ.get("CCH", 3 << 18))  # bytes of what is transposed at a time, to stay in the second-level cache,
 _CHUNK = 1024  # and pixels of it at most, as of a product
-_LARGE_DW = 1 << 16  # numbers from which on tasks own parts of dw
+_LARGE_DW = int(__import__("os").environ.get("LDW", 1 << 16))  # numbers from which on tasks own parts of dw
 _PARTIALS = 1 << 21  # numbers that the partial sums may take
 _TASKS, _CHANNELS, _PANELS = 16, 128, 4  # tasks over images; channels and panels of a part
 _BLOCKS = 8  # of pixels, for a task that transposes

@@ -133,10 +133,15 @@ def paired(w, turned, deep=2):
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width, depth = panel_width(outputs, np.dtype(np.float32)), -(-inputs // deep) * deep // 2
     pairs = empty((outputs // width, *w.shape[2:], depth, width), np.uint32)
-    filters = bits(np.ascontiguousarray(w)).reshape(*w.shape[:2], -1)
-    flat = pairs.reshape(len(pairs), -1, depth, width)
-    _pair(len(flat) * -(-depth // _PAIRS), filters, inputs // 2, turned, flat)
+    pair(bits(np.ascontiguousarray(w)), turned, pairs)
     return pairs
+
+
+def pair(w, turned, pairs):
+    """`paired`, of filters that are one run of memory, into the memory for it."""
+    flat = pairs.reshape(len(pairs), -1, *pairs.shape[3:])
+    inputs = w.shape[0] if turned else w.shape[1]
+    _pair(len(flat) * -(-flat.shape[2] // _PAIRS), w.reshape(*w.shape[:2], -1), inputs // 2, turned, flat)
 
 
 @parallel()
@@ -163,6 +168,9 @@ def _pair_filters(w, j, first, last, pairs):
     taps = aligned((rs + LANES) * width, both)
     for i in range(first, last):
         a = w.ctypes.data + (2 * i * c + j * width) * rs * 2
+        if rs == 1:  # they lie as they should
+            interleave(a, a + c * 2, pairs[0, i].ctypes.data, width, w.dtype)
+            continue
         interleave(a, a + c * rs * 2, both.ctypes.data, size, w.dtype)
         transpose(both, 0, rs, rs, width, taps, 0)
         for t in range(rs):

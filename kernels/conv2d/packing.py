@@ -41,7 +41,12 @@ def pack(w, turned):
 
 def of_residue(panels, r_taps, s_taps):
     """Of filters turned round: those taps of `numba_kernels.residues`. Without a stride nothing is copied."""
-    return np.ascontiguousarray(panels[:, _chosen(panels.shape[1], r_taps), _chosen(panels.shape[2], s_taps)])
+    chosen = panels[:, _chosen(panels.shape[1], r_taps), _chosen(panels.shape[2], s_taps)]
+    if chosen.flags.c_contiguous:
+        return chosen
+    copied = empty(chosen.shape, chosen.dtype)  # at the start of a cache line
+    copied[...] = chosen
+    return copied
 
 
 def _chosen(count, taps):
