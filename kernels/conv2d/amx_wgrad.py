@@ -34,9 +34,9 @@ from .unfolded import folded_filters, unfolded, worthwhile
 
 _LANES = lanes(np.float32)
 _BLOCK = 32  # pixels of a step of a product, which are transposed at a time
-_CACHE = int(__import__("os").environ.get("CCH", 3 << 18))  # bytes of what is transposed at a time, to stay in the second-level cache,
+_CACHE = 3 << 18  # bytes of what is transposed at a time, to stay in the second-level cache,
 _CHUNK = 1024  # and pixels of it at most, as of a product
-_LARGE_DW = int(__import__("os").environ.get("LDW", 1 << 16))  # numbers from which on tasks own parts of dw
+_LARGE_DW = 1 << 18  # numbers from which on tasks own parts of dw
 _PARTIALS = 1 << 21  # numbers that the partial sums may take
 _TASKS, _CHANNELS, _PANELS = 16, 128, 4  # tasks over images; channels and panels of a part
 _BLOCKS = 8  # of pixels, for a task that transposes
@@ -134,25 +134,24 @@ def _sum_images(t, x, dy, sums, parts, chunk, grid, phases, shifts, stride):
     length = ((chunk + shifts[:, 1].max() + _BLOCK - 1) // _BLOCK | 1) * _BLOCK
     seen = numbers(parts * phases.shape[0] * c * length).reshape(parts, phases.shape[0], c, length)
     upstream = numbers(parts * panels * chunk * width).view(np.uint32).reshape(parts, panels, chunk // 2, width)
-    pairs = np.empty((parts, _BLOCK // 2, max(c, dy.shape[3])), np.float32)
+    pairs = np.empty((parts, 1, _BLOCK // 2, c), np.float32)
     state, where = new_state(), np.empty(shifts.shape[0], np.int64)
-    zeros = np.zeros(pairs.shape[2], x.dtype)
+    zeros = np.zeros(max(c, dy.shape[3]), x.dtype)
     pixels = (last - first) * size
     for start in range(0, pixels, chunk):
         count = min(chunk, (pixels - start + _BLOCK - 1) // _BLOCK * _BLOCK)
-        images = x[first:last], dy[first:last]
-        _transpose(images[0], seen, grid, phases, stride, start, start, start + length, pairs, zeros)
-        _arrange(images[1], upstream, grid, start, start, start + count, pairs, zeros)
+        _transpose(x[first:last], seen, grid, phases, stride, start, start, start + length, pairs, zeros)
+        _arrange(dy[first:last], upstream, grid, start, start, start + count, zeros)
         _sum_part(state, seen, upstream, count // 2, sums[t], shifts, where, 0, c, 0, panels, start > 0)
 
 
 @parallel()
 def _lay_out(task, x, dy, seen, upstream, grid, phases, stride):
     first, last = task * _BLOCKS * _BLOCK, (task + 1) * _BLOCKS * _BLOCK
-    pairs = np.empty((seen.shape[0], _BLOCK // 2, max(x.shape[3], dy.shape[3])), np.float32)
-    zeros = np.zeros(pairs.shape[2], x.dtype)
+    pairs = np.empty((seen.shape[0], 1, _BLOCK // 2, x.shape[3]), np.float32)
+    zeros = np.zeros(max(x.shape[3], dy.shape[3]), x.dtype)
     _transpose(x, seen, grid, phases, stride, 0, first, min(last, seen.shape[3]), pairs, zeros)
-    _arrange(dy, upstream, grid, 0, first, min(last, upstream.shape[2] * 2), pairs, zeros)
+    _arrange(dy, upstream, grid, 0, first, min(last, upstream.shape[2] * 2), zeros)
 
 
 @parallel()
@@ -177,26 +176,23 @@ def _transpose(x, seen, grid, phases, stride, origin, first, last, pairs, zeros)
                 for l in range(0, x.shape[3], _LANES):
                     for i in range(0, _BLOCK // 2, _LANES):
                         target = seen[p, phase, l].ctypes.data + (m - origin) * 2 + i * 4
-                        transpose_block(pairs[p, i, l:].ctypes.data, pairs.shape[2], target, lines, pairs.dtype)
+                        transpose_block(pairs[p, 0, i, l:].ctypes.data, pairs.shape[3], target, lines, pairs.dtype)
 
 
 @helper()
-def _arrange(dy, upstream, grid, origin, first, last, pairs, zeros):
+def _arrange(dy, upstream, grid, origin, first, last, zeros):
     """The pixels of a grid from `first` to `last` of dy into its panels, of which `origin` is the first."""
-    width = upstream.shape[3]
     for m in range(first, last, _BLOCK):
-        _gather(dy, pairs, m, grid, (1, 1), (0, 0), zeros)
-        for p in range(pairs.shape[0]):
-            for j in range(upstream.shape[1]):
-                for i in range(_BLOCK // 2):
-                    target = upstream[p, j, (m - origin) // 2 + i].ctypes.data
-                    copy(pairs[p, i, j * width :].ctypes.data, target, width, pairs.dtype)
+        at = (m - origin) // 2
+        _gather(dy, upstream[:, :, at : at + _BLOCK // 2], m, grid, (1, 1), (0, 0), zeros)
 
 
 @helper()
 def _gather(x, pairs, m, grid, stride, begin, zeros):
-    """pairs[:, i, :c]: the parts of the pixels of x at places m + 2i and m + 2i + 1 of the grid; zeros outside x."""
-    (n, h_size, w_size, c), size = x.shape, grid[0] * grid[1]
+    """pairs[:, j, i]: the parts of some channels of the pixels of x at places m + 2i and m + 2i + 1 of the grid, for
+    each panel j of channels; zeros outside x."""
+    (n, h_size, w_size, _), (_, panels, _, width), size = x.shape, pairs.shape, grid[0] * grid[1]
+    count = min(width, x.shape[3])
     image, at = divmod(m, size)
     row, column = divmod(at, grid[1])
     before = np.int64(0)
@@ -206,11 +202,14 @@ def _gather(x, pairs, m, grid, stride, begin, zeros):
         if image < n and 0 <= h < h_size and 0 <= w < w_size:
             place = x.ctypes.data + image * x.strides[0] + h * x.strides[1] + w * x.strides[2]
         if i % 2:
-            target = pairs[0, i // 2].ctypes.data
-            if x.itemsize == 4:
-                interleave_parts(before, place, target, pairs.strides[0], c)
-            else:
-                interleave(before, place, target, c, x.dtype)
+            target = pairs.ctypes.data + i // 2 * pairs.strides[2]
+            for j in range(panels):
+                channel = j * width * x.itemsize
+                if x.itemsize == 4:
+                    interleave_parts(before + channel, place + channel, target, pairs.strides[0], count)
+                else:
+                    interleave(before + channel, place + channel, target, count, x.dtype)
+                target += pairs.strides[1]
         before = place
         column += 1
         if column == grid[1]:
