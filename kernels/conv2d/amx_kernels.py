@@ -42,6 +42,7 @@ _FAR = 5 << 18  # and bytes of the images that each panel of them meets;
 _NEAR = 1 << 19  # else of the pixels that all panels meet
 _TASKS_OF_A_THREAD, _LEAST_TASKS = 4, 2
 _STRIP_ROWS = 4  # of output, at least
+_FEW, _MANY = 64, 1 << 20  # channels, and numbers of filters, between which float32 is taken apart
 _NUMBERS = 1 << 14  # of filters, for a task that takes them apart
 
 
@@ -69,6 +70,18 @@ def _dgrad_rank(_, w, **params):
     return 6.0 if min(w.shape[:2]) >= 16 else 3.8
 
 
+def _rank_float32(_, w, *more, stride, **params):
+    """First where Winograd is not, between few channels and filters that take longer to take apart than to multiply:
+    measured on ResNet's layers."""
+    between = min(w.shape[:2]) >= _FEW and w.size < _MANY
+    return 6.0 if between and (w.shape[2:] == (1, 1) or stride != (1, 1)) else 3.9
+
+
+def _dgrad_rank_float32(dy, w, *, stride, **params):
+    """The same, but for 1x1 at a stride, most of whose dx is zeros."""
+    return 3.9 if w.shape[2:] == (1, 1) != stride else _rank_float32(dy, w, stride=stride)
+
+
 @kernel(
     CONV2D_FPROP, device="cpu", step=6, supports=_fprop_supports, rank=_rank, dtypes=_BF16, note="AMX: 32 x 32 sums"
 )
@@ -81,7 +94,7 @@ def fprop_amx(x, w, *, stride, padding, dilation, groups):
     device="cpu",
     step=6,
     supports=_fprop_supports,
-    rank=_rank,
+    rank=_rank_float32,
     dtypes=_FP32,
     exact=False,
     note="AMX: float32 in three parts, six products",
@@ -108,7 +121,7 @@ def bias_act_amx(x, w, b, z, *, stride, padding, dilation, groups, relu):
     device="cpu",
     step=6,
     supports=_bias_act_supports,
-    rank=_rank,
+    rank=_rank_float32,
     dtypes=_FP32,
     exact=False,
     note="AMX: float32 in three parts; bias, skip and ReLU on the block of sums",
@@ -151,7 +164,7 @@ def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
     device="cpu",
     step=6,
     supports=_dgrad_supports,
-    rank=_dgrad_rank,
+    rank=_dgrad_rank_float32,
     dtypes=_FP32,
     exact=False,
     note="AMX: stride² convolutions over dy, float32 in three parts",

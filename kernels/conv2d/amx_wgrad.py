@@ -59,11 +59,19 @@ def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return _wgrad(x, dy, stride, padding, dilation, kernel_hw)
 
 
+def _rank_float32(x, dy, *, stride, kernel_hw, **params):
+    """First where Winograd is not and filters are many: measured on ResNet's layers."""
+    c, k = x.shape[1] if x.shape[1] % 16 == 0 else x.shape[1] * kernel_hw[1], dy.shape[1]
+    pointwise = kernel_hw == (1, 1) and c * k >= 1 << 14
+    return 6.0 if pointwise or (kernel_hw != (1, 1) and stride != (1, 1) and c >= 16 and k >= 64) else 3.9
+
+
 @kernel(
     CONV2D_WGRAD,
     device="cpu",
     step=6,
     supports=_supports,
+    rank=_rank_float32,
     dtypes=("float32",),
     exact=False,
     note="AMX: x transposed, float32 in three parts, six products",
