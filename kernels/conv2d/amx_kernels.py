@@ -20,7 +20,7 @@ from ..cpu.features import amx
 from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import clear, move
+from ..cpu.transforms import clear, move_few
 from ..cpu.vectors import load, splat, store_as, where
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -341,7 +341,7 @@ def _copy(source, target, part, count, size):
     if size == 4:
         split(source, target, part, count)
     else:
-        move(source, target, count * 2)
+        move_few(source, target, count * 2)
 
 
 @helper()
@@ -374,33 +374,55 @@ def _sum_image(
             shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
             _finish(
                 sums.ctypes.data, width, p, q, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
-                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype, size,
+                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
             )  # fmt: skip
             _finish(
                 sums.ctypes.data + _ROWS * c_row, width, p_too, q_too, pitch, p_size, q_size, shift,
                 out + column * size, out_row, out_pixel, skip + column * size, skip_row, skip_pixel, add, floor,
-                bias.dtype, dtype, size,
+                bias.dtype, dtype,
             )  # fmt: skip
+
+
+def _runs_of(width):
+    """What finishes a run of pixels of a tile so many filters wide."""
+
+    @helper(inline=True)
+    def finish(sums, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype):
+        if bias:
+            shift, least = load(bias, width, dtype), splat(floor, width, dtype)
+            for i in range(count):
+                v = load(sums + i * width * 4, width, dtype) + shift
+                if add:
+                    v = v + load(skip + i * skip_pixel, width, out_dtype)
+                store_as(out + i * out_pixel, where(v <= least, least, v), out_dtype)  # a NaN stays
+        else:
+            for i in range(count):
+                store_as(out + i * out_pixel, load(sums + i * width * 4, width, dtype), out_dtype)
+
+    return finish
+
+
+_finish_wide, _finish_narrow = _runs_of(2 * _ROWS), _runs_of(_ROWS)
 
 
 @helper()
 def _finish(
     sums, width, p, q, pitch, p_size, q_size, bias, out, out_row, out_pixel, skip, skip_row, skip_pixel, add, floor,
-    dtype, out_dtype, size,
+    dtype, out_dtype,
 ):  # fmt: skip
-    """y = max(sums + bias + z, floor), rounded, for the pixels of a tile that are some of the output's."""
-    least = splat(floor, _LANES, dtype)
-    for i in range(_ROWS):
-        if q < q_size and p < p_size:
-            target, more = out + p * out_row + q * out_pixel, skip + p * skip_row + q * skip_pixel
-            for l in range(0, width, _LANES):
-                v = load(sums + (i * width + l) * 4, _LANES, dtype)
-                if bias:
-                    v = v + load(bias + l * 4, _LANES, dtype)
-                    if add:
-                        v = v + load(more + l * size, _LANES, out_dtype)
-                    v = where(v <= least, least, v)  # a NaN stays
-                store_as(target + l * size, v, out_dtype)
-        q += 1
+    """y = max(sums + bias + z, floor), rounded, for the pixels of a tile that are some of the output's: run by run."""
+    i = 0
+    while i < _ROWS and p < p_size:
+        count = min(_ROWS - i, (q_size if q < q_size else pitch) - q)
+        if count <= 0:  # the run ends with its row
+            break
+        if q < q_size:
+            source, to = sums + i * width * 4, out + p * out_row + q * out_pixel
+            more = skip + p * skip_row + q * skip_pixel
+            if width > _ROWS:
+                _finish_wide(source, bias, to, out_pixel, more, skip_pixel, add, floor, count, dtype, out_dtype)
+            else:
+                _finish_narrow(source, bias, to, out_pixel, more, skip_pixel, add, floor, count, dtype, out_dtype)
+        i, q = i + count, q + count
         if q == pitch:
             p, q = p + 1, 0

@@ -125,6 +125,36 @@ def move(typing_context, source, target, size):
 
 
 @intrinsic
+def move_few(typing_context, source, target, size):
+    """`move`, for what may be a few bytes, many times: from 16 to 64 of them two overlapping vectors, without a call."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        source, target, size = args
+
+        def both(width: int) -> None:
+            kind = ir.VectorType(ir.IntType(8), width).as_pointer()
+            last = builder.sub(size, ir.Constant(INT64, width))
+            values = [builder.load(builder.inttoptr(builder.add(source, at), kind)) for at in (last.type(0), last)]
+            for value, at in zip(values, (last.type(0), last), strict=True):
+                value.align = 1
+                builder.store(value, builder.inttoptr(builder.add(target, at), kind)).align = 1
+
+        few = builder.and_(*(builder.icmp_signed(sign, size, ir.Constant(INT64, n)) for sign, n in ((">=", 16), ("<=", 64))))
+        with builder.if_else(few, likely=None) as (short, long):
+            with short, builder.if_else(builder.icmp_signed(">=", size, ir.Constant(INT64, 32))) as (more, less):
+                with more:
+                    both(32)
+                with less:
+                    both(16)
+            with long:
+                places = [builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2]]
+                cgutils.raw_memcpy(builder, places[1], places[0], size, 1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), emit
+
+
+@intrinsic
 def clear(typing_context, target, size):
     """Set so many bytes from an address on to zero."""
 
