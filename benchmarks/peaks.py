@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from minires.kernels.cpu.features import simd  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu.amx import (  # pyright: ignore[reportMissingImports]
+    BYTES,
+    ROWS,
+    configure,
+    new_state,
+    release,
+    tile_dot,
+)
+from minires.kernels.cpu.features import amx, simd  # pyright: ignore[reportMissingImports]
 from minires.kernels.cpu.jit import get_num_threads, helper  # pyright: ignore[reportMissingImports]
 from minires.kernels.cpu.microkernel import PairTile  # pyright: ignore[reportMissingImports]
 from minires.kernels.cpu.parallel import parallel  # pyright: ignore[reportMissingImports]
@@ -34,7 +42,8 @@ _REST = 0.3  # seconds until OpenBLAS's threads have stopped spinning
 class Peaks:
     """fma: FLOP/s (float32) by vector width in bytes. copy: bytes read and written per second. sgemm: FLOP/s.
 
-    pairs: FLOP/s of products of pairs of bfloat16, summed in float32, as the kernels form them; 0: not measured.
+    pairs: FLOP/s of products of pairs of bfloat16, summed in float32, as the kernels form them, on vectors or on AMX
+    tiles, whichever are more; 0: not measured.
     """
 
     fma: dict[int, float]
@@ -65,7 +74,7 @@ class Peaks:
 
 def measure() -> Peaks:
     """Measure them on as many threads as the kernels use; takes about two seconds after compilation."""
-    return Peaks(_fma_peaks(), _copy_peak(), measure_sgemm(), _pairs_peak())
+    return Peaks(_fma_peaks(), _copy_peak(), measure_sgemm(), max(_pairs_peak(), _tiles_peak()))
 
 
 def measure_sgemm() -> float:
@@ -103,6 +112,32 @@ def _pairs_peak() -> float:
     sums = np.empty(threads, np.float32)
     seconds = _best(lambda: _multiply_pairs(threads, _STEPS, sums))
     return threads * _STEPS * _CHAINS * (simd().vector_bytes // 4) * 4 / seconds
+
+
+def _tiles_peak() -> float:
+    if amx() != "hardware":
+        return 0.0
+    threads = get_num_threads()
+    seconds = _best(lambda: _multiply_tiles(threads, _STEPS))
+    return threads * _STEPS * 4 * (2 * ROWS**2 * BYTES // 2) / seconds
+
+
+@parallel()
+def _multiply_tiles(i, steps):
+    state = new_state()
+    _multiply_on_tiles(state, steps)
+
+
+@helper()
+def _multiply_on_tiles(state, steps):
+    """Four sums, as many as hide the latency, of what lies in tiles already."""
+    configure(state)
+    for _ in range(steps):
+        tile_dot(state, 0, 4, 6)
+        tile_dot(state, 1, 4, 7)
+        tile_dot(state, 2, 5, 6)
+        tile_dot(state, 3, 5, 7)
+    release(state)
 
 
 def _copy_peak() -> float:

@@ -40,7 +40,7 @@ _BF16, _FP32 = ("bfloat16",), ("float32",)
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _FAR = 5 << 18  # and bytes of the images that each panel of them meets;
 _NEAR = 1 << 19  # else of the pixels that all panels meet
-_TASKS_OF_A_THREAD, _LEAST_TASKS = 4, 2
+_TASKS_OF_A_THREAD = 4
 _STRIP_ROWS = 4  # of output, at least
 _FEW, _MANY = 64, 1 << 20  # channels, and numbers of filters, between which float32 is taken apart
 _NUMBERS = 1 << 14  # of filters, for a task that takes them apart
@@ -218,13 +218,13 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
     if y.size == 0:
         return
     bias, z, add, floor = epilogue(y, *more)
-    far, least = panels.nbytes > _LARGE_FILTERS, _LEAST_TASKS * threads
+    far = panels.nbytes > _LARGE_FILTERS
     lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
     if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= _ROWS:
         pixels, pixel = n * h * w, c * 2 * parts
         blocks = -(-pixels * pixel // (_FAR if far else _NEAR))
         blocks = min(pixels // _ROWS, blocks if far else max(blocks, _TASKS_OF_A_THREAD * threads))
-        groups = min(panels.shape[1], -(-least // blocks)) if far else 1
+        groups = min(panels.shape[1], -(-threads // blocks)) if far else 1
         x, y, z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
         _multiply_pixels(blocks * groups, x, panels, y, far, blocks, groups, bias, z, add, floor)
         return
@@ -237,7 +237,7 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
         images, at_once = -(-n // (_TASKS_OF_A_THREAD * threads)), 1
         strip = -(-strip // -(-strip // max(_STRIP_ROWS, _NEAR // row)))
     pieces = -(-n // images)
-    groups = min(panels.shape[1], -(-least // pieces)) if far else 1
+    groups = min(panels.shape[1], -(-threads // pieces)) if far else 1
     _multiply_images(
         pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
     )
@@ -249,21 +249,26 @@ def _multiply_pixels(task, x, panels, y, far, blocks, groups, bias, z, add, floo
     group, block = divmod(task, blocks)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
     start = min(len(x) * block // blocks, len(x) - _ROWS)
-    count = max(len(x) * (block + 1) // blocks - start, _ROWS)
+    stop = max(len(x) * (block + 1) // blocks, start + _ROWS)
+    seen = numbers(3 * (stop - start) * x.shape[1] if x.itemsize == 4 else 1)
     state, sums = new_state(), aligned(2 * _ROWS * panels.shape[5], bias)
-    part = count * x.shape[1] * 2
-    seen = numbers(3 * count * x.shape[1] if x.itemsize == 4 else 1)
+    _sum_pixels(
+        state, sums, seen, x[start:stop], panels, first, last, y[start:stop], far, bias, z[start:stop], add, floor
+    )
+
+
+@helper()
+def _sum_pixels(state, sums, seen, x, panels, first, last, y, far, bias, z, add, floor):
+    a, part = np.int64(x.ctypes.data), x.size * 2
     if x.itemsize == 4:
-        split(x[start].ctypes.data, seen.ctypes.data, part, count * x.shape[1])
+        a = np.int64(seen.ctypes.data)
+        split(x.ctypes.data, a, part, x.size)
+    step = 1 if far else last - first  # one panel of many meets all pixels, then the next
     configure(state)
-    step = 1 if far else last - first
     for j in range(first, last, step):
-        a = np.int64(seen.ctypes.data)  # said in the loop, which keeps it
-        if x.itemsize == 2:
-            a = np.int64(x[start].ctypes.data)
         _sum_image(
-            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, j, j + step, y[start].ctypes.data, 0,
-            y.strides[0], 1, count, bias, z[start].ctypes.data, 0, z.strides[0], add, floor, y.dtype, y.itemsize,
+            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, j, j + step, y.ctypes.data, 0, y.strides[0],
+            1, len(x), bias, z.ctypes.data, 0, z.strides[0], add, floor, y.dtype, y.itemsize,
         )  # fmt: skip
     release(state)
 
@@ -275,35 +280,47 @@ def _multiply_images(
     piece, group = divmod(task, groups)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
     start, stop = piece * images, min((piece + 1) * images, x.shape[0])
-    (_, p_size, q_size, _), (parts, _, r_size, taps, depth, width) = y.shape, panels.shape
+    (_, _, q_size, _), (parts, _, r_size, taps, depth, width) = y.shape, panels.shape
     height = (strip - 1) * stride[0] + (r_size - 1) * dilation + 1
     columns = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
+    part = (at_once * height * columns + _ROWS * stride[1]) * 4 * depth  # tiles hang over at the end
+    seen = numbers(parts * part // 2)
+    clear(seen.ctypes.data, parts * part)
+    state, sums = new_state(), aligned(2 * _ROWS * width, bias)
+    _sum_images(
+        state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
+        dilation, at_once, strip, bias, z[start:stop], add, floor,
+    )  # fmt: skip
+
+
+@helper()
+def _sum_images(
+    state, sums, seen, part, height, columns, x, panels, first, last, y, stride, padding, dilation, at_once, strip,
+    bias, z, add, floor,
+):  # fmt: skip
+    (n, p_size, q_size, _), (parts, _, r_size, _, depth, _) = y.shape, panels.shape
     pixel = 4 * depth
     line, size = columns * pixel, height * columns * pixel
-    part = at_once * size + _ROWS * stride[1] * pixel  # tiles hang over at the end
-    seen = numbers(parts * part // 2)
-    seen[:] = 0
-    state, sums = new_state(), aligned(2 * _ROWS * width, bias)
+    step = 1 if at_once > 1 else last - first  # one panel of many meets all images, then the next
     configure(state)
-    for i in range(start, stop, at_once):
-        images_end = min(i + at_once, stop)
+    for i in range(0, n, at_once):
+        stop = min(i + at_once, n)
         for top in range(0, p_size, strip):
             rows = min(strip, p_size - top)
+            reach = (rows - 1) * stride[0] + (r_size - 1) * dilation + 1
             pitch = _pitch(rows, q_size, stride[0] * (columns // stride[1]))
-            for m in range(i, images_end):
-                a = np.int64(seen.ctypes.data) + (m - i) * size  # said in the loop, which keeps it
-                reach = (rows - 1) * stride[0] + (r_size - 1) * dilation + 1
+            for m in range(i, stop):
+                a = seen.ctypes.data + (m - i) * size
                 _pad(x[m], a, reach, columns, pixel, part, parts, top * stride[0] - padding[0], padding[1])
-            # One panel of many meets all images, then the next.
-            for j in range(first, last, 1 if at_once > 1 else last - first):
-                for m in range(i, images_end):
+            for j in range(first, last, step):
+                for m in range(i, stop):
+                    a = seen.ctypes.data + (m - i) * size
                     out = y.ctypes.data + m * y.strides[0] + top * y.strides[1]
                     skip = z.ctypes.data + m * z.strides[0] + top * z.strides[1]
-                    a = np.int64(seen.ctypes.data) + (m - i) * size
                     _sum_image(
-                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part,
-                        pitch, False, panels, j, j + 1 if at_once > 1 else last, out, y.strides[1], y.strides[2],
-                        rows, q_size, bias, skip, z.strides[1], z.strides[2], add, floor, y.dtype, y.itemsize,
+                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part, pitch, False,
+                        panels, j, j + step, out, y.strides[1], y.strides[2], rows, q_size, bias, skip, z.strides[1],
+                        z.strides[2], add, floor, y.dtype, y.itemsize,
                     )  # fmt: skip
     release(state)
 

@@ -131,7 +131,7 @@ def split(typing_context, source, target, part, count):
 
 @intrinsic
 def interleave_parts(typing_context, first, second, target, part, count):
-    """Pairs of the parts of first[i] and second[i], for i < count, a whole number of vectors: `interleave`, of float32."""
+    """`interleave`, of float32: pairs of the parts of first[i] and second[i], each `part` bytes after the one before."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, types.float32)

@@ -15,7 +15,6 @@ float32 is taken for three bfloat16 (amx_tile.py), each with lines and panels of
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from ..cpu.amx import configure, new_state, release
@@ -24,7 +23,7 @@ from ..cpu.features import amx
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import copy, interleave, transpose_block
+from ..cpu.transforms import interleave, transpose_block
 from ..memory import empty, to_nhwc
 from ..registry import kernel
 from .amx_tile import interleave_parts, multiply, numbers, parts_of
@@ -228,8 +227,7 @@ def _gather(x, pairs, m, grid, stride, begin, zeros):
 
 @helper()
 def _sum_part(state, seen, upstream, pairs, dw, shifts, where, first_channel, channels, first_panel, panels, more):
-    """dw (panels, taps, C, width): some channels and panels of it, over so many pairs of pixels; or, where `more`, added
-    to it.
+    """dw (panels, taps, C, width): some channels and panels of it, over so many pairs of pixels; where `more`, added.
 
     Nothing here can raise: the tiles are released at its end.
     """
@@ -250,6 +248,7 @@ def _sum_part(state, seen, upstream, pairs, dw, shifts, where, first_channel, ch
                 out_too = dw.ctypes.data + (((j * taps + tap_too) * c + other * 16) * width) * 4
                 multiply(
                     state, a + start * 4, a_too + start * 4, row, 0, seen.strides[0], b, width * 4,
-                    upstream.strides[0], count, 1, seen.shape[0], out, out_too, width * 4, more or start > 0, width > 16,
+                    upstream.strides[0], count, 1, seen.shape[0], out, out_too, width * 4, more or start > 0,
+                    width > 16,
                 )  # fmt: skip
     release(state)

@@ -146,7 +146,7 @@ def pair(w, turned, pairs):
 
 @parallel()
 def _pair(task, w, inputs, turned, pairs):
-    _, rs, depth, width = pairs.shape
+    _, rs, depth, _ = pairs.shape
     j, block = divmod(task, (depth + _PAIRS - 1) // _PAIRS)
     first, last = block * _PAIRS, min((block + 1) * _PAIRS, depth)
     stop = max(first, min(last, inputs))

@@ -126,7 +126,7 @@ def move(typing_context, source, target, size):
 
 @intrinsic
 def move_few(typing_context, source, target, size):
-    """`move`, for what may be a few bytes, many times: from 16 to 64 of them two overlapping vectors, without a call."""
+    """`move`, of few bytes many times: from 16 to 64 of them are two vectors that overlap, without a call."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         source, target, size = args
@@ -139,7 +139,9 @@ def move_few(typing_context, source, target, size):
                 value.align = 1
                 builder.store(value, builder.inttoptr(builder.add(target, at), kind)).align = 1
 
-        few = builder.and_(*(builder.icmp_signed(sign, size, ir.Constant(INT64, n)) for sign, n in ((">=", 16), ("<=", 64))))
+        few = builder.and_(
+            *(builder.icmp_signed(sign, size, ir.Constant(INT64, n)) for sign, n in ((">=", 16), ("<=", 64)))
+        )
         with builder.if_else(few, likely=None) as (short, long):
             with short, builder.if_else(builder.icmp_signed(">=", size, ir.Constant(INT64, 32))) as (more, less):
                 with more:
