@@ -131,7 +131,7 @@ def split(typing_context, source, target, part, count):
 
 @intrinsic
 def interleave_parts(typing_context, first, second, target, part, count):
-    """`interleave`, of float32: pairs of the parts of first[i] and second[i], each `part` bytes after the one before."""
+    """`interleave`, of float32: pairs of parts, those of each part `part` bytes after the ones before."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         emitter = Emitter(builder, types.float32)
