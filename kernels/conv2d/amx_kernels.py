@@ -20,7 +20,7 @@ from ..cpu.features import amx
 from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
-from ..cpu.transforms import clear, move_few
+from ..cpu.transforms import clear, move, move_rows
 from ..cpu.vectors import load, splat, store_as, where
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
@@ -345,20 +345,15 @@ def _pad(x, seen, height, columns, pixel, part, parts, above, left):
                 clear(target + p * part, count * pixel)
             continue
         source = x.ctypes.data + (above + i) * x.strides[0] + skipped * x.strides[1]
-        if x.strides[1] == c * x.itemsize and c * 2 == pixel:
-            _copy(source, target, part, count * c, x.itemsize)
-        else:
+        if x.itemsize == 4 and x.strides[1] == 4 * c and 2 * c == pixel:
+            split(source, target, part, count * c)
+        elif x.itemsize == 4:
             for j in range(count):
-                _copy(source + j * x.strides[1], target + j * pixel, part, c, x.itemsize)
-
-
-@helper(inline=True)
-def _copy(source, target, part, count, size):
-    """Numbers of x into `seen`: as they are, or their parts."""
-    if size == 4:
-        split(source, target, part, count)
-    else:
-        move_few(source, target, count * 2)
+                split(source + j * x.strides[1], target + j * pixel, part, c)
+        elif x.strides[1] == 2 * c == pixel:
+            move(source, target, count * pixel)
+        else:
+            move_rows(source, x.strides[1], target, pixel, count, 2 * c)
 
 
 @helper()

@@ -125,35 +125,48 @@ def move(typing_context, source, target, size):
 
 
 @intrinsic
-def move_few(typing_context, source, target, size):
-    """`move`, of few bytes many times: from 16 to 64 of them are two vectors that overlap, without a call."""
+def move_rows(typing_context, source, source_row, target, target_row, rows, size):
+    """`move` of `size` bytes, so many times: addresses, and bytes from one time to the next. Up to 64 bytes at least 16
+    are one vector, or two that overlap, without a call."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        source, target, size = args
+        source, source_row, target, target_row, rows, size = args
+        zero = ir.Constant(INT64, 0)
 
-        def both(width: int) -> None:
+        def vectors(width: int, places: list[Any]) -> Any:
             kind = ir.VectorType(ir.IntType(8), width).as_pointer()
-            last = builder.sub(size, ir.Constant(INT64, width))
-            values = [builder.load(builder.inttoptr(builder.add(source, at), kind)) for at in (last.type(0), last)]
-            for value, at in zip(values, (last.type(0), last), strict=True):
-                value.align = 1
-                builder.store(value, builder.inttoptr(builder.add(target, at), kind)).align = 1
 
-        few = builder.and_(
-            *(builder.icmp_signed(sign, size, ir.Constant(INT64, n)) for sign, n in ((">=", 16), ("<=", 64)))
-        )
-        with builder.if_else(few, likely=None) as (short, long):
-            with short, builder.if_else(builder.icmp_signed(">=", size, ir.Constant(INT64, 32))) as (more, less):
-                with more:
-                    both(32)
-                with less:
-                    both(16)
-            with long:
-                places = [builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2]]
-                cgutils.raw_memcpy(builder, places[1], places[0], size, 1)
+            def copied(i: Any) -> None:
+                bases = (builder.add(a, builder.mul(i, row)) for a, row in ((source, source_row), (target, target_row)))
+                here, there = ([builder.inttoptr(builder.add(base, at), kind) for at in places] for base in bases)
+                values = [builder.load(place) for place in here]
+                for value, place in zip(values, there, strict=True):
+                    value.align = 1
+                    builder.store(value, place).align = 1
+
+            return copied
+
+        def called(i: Any) -> None:
+            bytes_, bases = ir.IntType(8).as_pointer(), ((target, target_row), (source, source_row))
+            places = [builder.inttoptr(builder.add(a, builder.mul(i, row)), bytes_) for a, row in bases]
+            cgutils.raw_memcpy(builder, *places, size, 1)
+
+        def has(sign: str, n: int) -> Any:
+            return builder.icmp_signed(sign, size, ir.Constant(INT64, n))
+
+        last = {width: builder.sub(size, ir.Constant(INT64, width)) for width in (16, 32)}
+        ways = [
+            (has("==", 32), vectors(32, [zero])),
+            (builder.and_(has(">", 32), has("<=", 64)), vectors(32, [zero, last[32]])),
+            (builder.and_(has(">=", 16), has("<", 32)), vectors(16, [zero, last[16]])),
+            (builder.or_(has("<", 16), has(">", 64)), called),
+        ]
+        for chosen, way in ways:
+            with builder.if_then(chosen), cgutils.for_range(builder, rows, intp=INT64) as loop:
+                way(loop.index)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 3), emit
+    return types.void(*[types.int64] * 6), emit
 
 
 @intrinsic
