@@ -68,7 +68,7 @@ class Peaks:
 
     def __str__(self) -> str:
         widths = ", ".join(f"{8 * width} bits {rate / 1e9:.0f}" for width, rate in self.fma.items())
-        widths += f", pairs of bfloat16 {self.pairs / 1e9:.0f}" if self.pairs else ""
+        widths += f", products of bfloat16 {self.pairs / 1e9:.0f}" if self.pairs else ""
         return f"FMA GFLOP/s: {widths}; copy {self.copy / 1e9:.1f} GB/s; sgemm {self.sgemm / 1e9:.0f} GFLOP/s"
 
 

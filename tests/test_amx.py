@@ -8,11 +8,14 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from minires.kernels.conv2d import amx_kernels, amx_wgrad
 from minires.kernels.cpu import features
 from minires.kernels.cpu.amx_emulated import configure, release, tile_dot, tile_load, tile_store, tile_zero
 from minires.kernels.cpu.bfloat16 import bits
+from minires.kernels.cpu.microkernel import lanes
 from minires.kernels.cpu.parallel import parallel
 
+import minires
 from minires import dispatch
 
 STATE_BYTES = 64 + 8 * 1024 + 64
@@ -204,6 +207,39 @@ def test_without_tiles_nothing_chooses_them(monkeypatch):
     finally:
         monkeypatch.undo()
         features.amx.cache_clear()
+
+
+@pytest.mark.skipif(lanes(np.float32) < 8, reason="tiles are for hosts with vectors of 8 numbers at least")
+@pytest.mark.parametrize(
+    "c, k, taps, stride, fprop, dgrad, wgrad",
+    [  # of float32: Winograd's layers stay Winograd's, and so do those whose filters are few, or more than pixels
+        (64, 64, 3, 1, False, False, False),
+        (64, 128, 3, 2, True, True, True),
+        (64, 256, 1, 1, True, True, True),
+        (64, 64, 1, 1, True, True, False),
+        (256, 512, 1, 2, True, False, True),
+        (512, 2048, 1, 1, False, False, True),
+        (16, 32, 3, 2, False, False, False),
+    ],
+)
+def test_what_float32_takes_tiles_for(monkeypatch, c, k, taps, stride, fprop, dgrad, wgrad):
+    for module in (amx_kernels, amx_wgrad):
+        monkeypatch.setattr(module, "amx", lambda: "hardware")
+    monkeypatch.setattr(dispatch, "_takers", {})
+    size, params = 14, dict(stride=(stride,) * 2, padding=(taps // 2,) * 2, dilation=(1, 1), groups=1)
+    x, dy, w = (
+        np.zeros(shape, np.float32)
+        for shape in ((2, c, size, size), (2, k, size // stride, size // stride), (k, c, taps, taps))
+    )
+    for problem, arrays, more, tiles in (
+        ("conv2d_fprop", (x, w), {}, fprop),
+        ("conv2d_dgrad", (dy, w), dict(input_hw=(size, size)), dgrad),
+        ("conv2d_wgrad", (x, dy), dict(kernel_hw=(taps, taps)), wgrad),
+    ):
+        chosen = dispatch.select(problem, *arrays, **params, **more).name
+        assert chosen.endswith("_amx_bf16x3") == tiles, chosen
+        with minires.exact():
+            assert "_amx" not in dispatch.select(problem, *arrays, **params, **more).name
 
 
 def test_permission_is_asked_for_only_where_there_are_tiles(monkeypatch):

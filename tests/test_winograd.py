@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from minires.kernels import registry
-from minires.kernels.conv2d import amx_kernels, winograd_kernels, winograd_wgrad
+from minires.kernels.conv2d import amx_kernels, amx_wgrad, winograd_kernels, winograd_wgrad
 from minires.kernels.conv2d.winograd import F2, F4, FORMS
 from minires.kernels.cpu.jit import njit
 from minires.kernels.cpu.transforms import combine, copy
@@ -148,6 +148,14 @@ def test_rounding_error_of_all_three_directions(c, size):
         assert small < large <= 1e-5 * np.linalg.norm(wanted), problem
 
 
+@pytest.fixture
+def without_tiles(monkeypatch):
+    """A host that has no AMX."""
+    for module in (amx_kernels, amx_wgrad):
+        monkeypatch.setattr(module, "amx", lambda: "")
+    monkeypatch.setattr(dispatch, "_takers", {})
+
+
 @pytest.mark.parametrize(
     "c, k, size, taps, stride, name",
     [
@@ -163,7 +171,7 @@ def test_rounding_error_of_all_three_directions(c, size):
         (64, 101, 14, 1, 1, "fprop_im2col_tile"),
     ],
 )
-def test_static_rule(c, k, size, taps, stride, name):
+def test_static_rule(without_tiles, c, k, size, taps, stride, name):
     x, w = (np.zeros(shape, np.float32) for shape in ((2, c, size, size), (k, c, taps, taps)))
     params = CONV | dict(stride=(stride, stride), padding=(taps // 2, taps // 2))
     assert dispatch.select("conv2d_fprop", x, w, **params).name == name
@@ -178,9 +186,8 @@ def test_static_rule(c, k, size, taps, stride, name):
         (256, 14, "fprop_direct_bfloat16", "fprop_winograd_bfloat16"),
     ],
 )
-def test_static_rule_of_bfloat16(monkeypatch, c, size, with_pairs, without):
+def test_static_rule_of_bfloat16(monkeypatch, without_tiles, c, size, with_pairs, without):
     """Where the host multiplies pairs of bfloat16, twice as fast, not with few channels, nor with many."""
-    monkeypatch.setattr(amx_kernels, "amx", lambda: "")
     x, w = (np.zeros(shape, minires.bfloat16) for shape in ((2, c, size, size), (c, c, 3, 3)))
     for pairs, name in ((True, with_pairs), (False, without)):
         monkeypatch.setattr(winograd_kernels, "has_bfloat16_products", lambda pairs=pairs: pairs)
@@ -252,7 +259,7 @@ def copied(a, out):
         (64, 64, 56, 5, "wgrad_direct_tile"),
     ],
 )
-def test_static_rule_of_weight_gradients(c, k, size, taps, name):
+def test_static_rule_of_weight_gradients(without_tiles, c, k, size, taps, name):
     x, dy = (np.zeros((1, n, size, size), np.float32) for n in (c, k))
     params = CONV | dict(padding=(taps // 2, taps // 2), kernel_hw=(taps, taps))
     assert dispatch.select("conv2d_wgrad", x, dy, **params).name == name
