@@ -18,6 +18,7 @@ from minires.kernels.cpu.parallel import parallel
 import minires
 from minires import dispatch
 
+wide_vectors = pytest.mark.skipif(lanes(np.float32) < 8, reason="the kernels want vectors of 8 numbers at least")
 STATE_BYTES = 64 + 8 * 1024 + 64
 SHAPES = {0: (5, 36), 1: (5, 28), 2: (7, 36)}  # rows and bytes of a row: C (5, 9), A (5, 14), B (7, 9, 2)
 
@@ -128,12 +129,14 @@ print(len(results), *[r for r in results if not r.ok], sep="\\n")
 """
 
 
+@wide_vectors
 def test_kernels_are_right_by_emulation():
     fprop, dgrad, infinite, count, *wrong = _python(EMULATED, MINIRES_AMX="emulate")
     assert not wrong, "\n".join(wrong)
     assert (fprop, dgrad, infinite) == ("fprop_amx", "dgrad_amx", f"{9 * 32} 0") and int(count) >= 15
 
 
+@wide_vectors
 @pytest.mark.peers
 @pytest.mark.parametrize("how", ["emulate", ""])
 def test_beside_torch(how):
@@ -157,9 +160,8 @@ from numba import types
 from minires.kernels.conv2d.amx_kernels import _multiply_images
 images, pair, number = types.Array(types.uint16, 4, "C"), types.UniTuple(types.int64, 2), types.int64
 bias, panels = types.Array(types.float32, 1, "C"), types.Array(types.uint32, 6, "C")
-arguments = (
-    number, images, panels, images, pair, pair, *[number] * 5, bias, images, types.boolean, types.float32
-)
+flag = types.boolean
+arguments = number, images, panels, images, pair, pair, *[number] * 4, flag, number, bias, images, flag, types.float32
 _multiply_images.compile(arguments)
 print(_multiply_images.inspect_asm()[arguments])
 """
@@ -180,7 +182,8 @@ def test_machine_code_for_a_host_with_tiles(tmp_path):
     (first,), (last,) = where["ldtilecfg"], where["tilerelease"]
     for name in ("tilezero", "tileloadd", "tdpbf16ps", "tilestored"):
         assert len(where[name]) >= 4, name
-    assert first < last and not [line for line in lines[first:last] if "NRT" in line]  # no memory is asked for between
+    between = lines[first:last]  # of the function that asks for the tiles, and must not leave without their release
+    assert between and not [line for line in between if "NRT" in line or line.split()[:1] in (["retq"], ["ret"])]
 
 
 NAMES = ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")
@@ -209,7 +212,7 @@ def test_without_tiles_nothing_chooses_them(monkeypatch):
         features.amx.cache_clear()
 
 
-@pytest.mark.skipif(lanes(np.float32) < 8, reason="tiles are for hosts with vectors of 8 numbers at least")
+@wide_vectors
 @pytest.mark.parametrize(
     "c, k, taps, stride, fprop, dgrad, wgrad",
     [  # of float32: Winograd's layers stay Winograd's, and so do those whose filters are few, or more than pixels
@@ -240,6 +243,19 @@ def test_what_float32_takes_tiles_for(monkeypatch, c, k, taps, stride, fprop, dg
         assert chosen.endswith("_amx_bf16x3") == tiles, chosen
         with minires.exact():
             assert "_amx" not in dispatch.select(problem, *arrays, **params, **more).name
+
+
+@wide_vectors
+def test_exact_weight_gradients_do_without_tiles(monkeypatch):
+    """An Inf in a row that no window sees: on tiles it meets a zero."""
+    monkeypatch.setattr(amx_wgrad, "amx", lambda: "hardware")
+    monkeypatch.setattr(dispatch, "_takers", {})
+    x, dy = np.ones((1, 16, 8, 8), ml_dtypes.bfloat16), np.ones((1, 16, 3, 3), ml_dtypes.bfloat16)
+    x[0, 3, 7, 7] = np.inf
+    params = dict(stride=(2, 2), padding=(0, 0), dilation=(1, 1), groups=1, kernel_hw=(3, 3))
+    assert dispatch.select("conv2d_wgrad", x, dy, **params).name == "wgrad_amx"
+    with minires.exact():
+        assert np.all(dispatch.run("conv2d_wgrad", x, dy, **params).astype(np.float32) == 9)
 
 
 def test_permission_is_asked_for_only_where_there_are_tiles(monkeypatch):

@@ -25,8 +25,7 @@ from ..cpu.transforms import clear, move, move_rows
 from ..cpu.vectors import load, splat, store_as, where
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
-from ..registry import kernel
-from .amx_tile import multiply, numbers, parts_of, split
+from .amx_tile import amx_kernel, multiply, numbers, parts_of, split
 from .bfloat16_kernels import pair, paired
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
@@ -37,7 +36,6 @@ from .unfolded import unfolded, unfolded_filters, worthwhile
 
 _LANES = lanes(np.float32)
 _ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
-_BF16, _FP32 = ("bfloat16",), ("float32",)
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _FAR = 5 << 18  # and bytes of the images that each panel of them meets;
 _NEAR = 1 << 19  # else of the pixels that all panels meet
@@ -83,51 +81,19 @@ def _dgrad_rank_float32(dy, w, *, stride, **params):
     return 3.9 if w.shape[2:] == (1, 1) != stride else _rank_float32(dy, w, stride=stride)
 
 
-@kernel(
-    CONV2D_FPROP, device="cpu", step=6, supports=_fprop_supports, rank=_rank, dtypes=_BF16, note="AMX: 32 x 32 sums"
-)
+@amx_kernel(CONV2D_FPROP, supports=_fprop_supports, rank=_rank, rank_float32=_rank_float32, note="AMX: 32 x 32 sums")
 def fprop_amx(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w, stride, padding, dilation)
 
 
-@kernel(
-    CONV2D_FPROP,
-    device="cpu",
-    step=6,
-    supports=_fprop_supports,
-    rank=_rank_float32,
-    dtypes=_FP32,
-    exact=False,
-    note="AMX: float32 in three parts, six products",
-)
-def fprop_amx_bf16x3(x, w, *, stride, padding, dilation, groups):
-    return _convolve(x, w, stride, padding, dilation)
-
-
-@kernel(
+@amx_kernel(
     CONV2D_BIAS_ACT,
-    device="cpu",
-    step=6,
     supports=_bias_act_supports,
     rank=_rank,
-    dtypes=_BF16,
+    rank_float32=_rank_float32,
     note="AMX; bias, skip and ReLU on the block of sums",
 )
 def bias_act_amx(x, w, b, z, *, stride, padding, dilation, groups, relu):
-    return _convolve(x, w, stride, padding, dilation, b, z, relu)
-
-
-@kernel(
-    CONV2D_BIAS_ACT,
-    device="cpu",
-    step=6,
-    supports=_bias_act_supports,
-    rank=_rank_float32,
-    dtypes=_FP32,
-    exact=False,
-    note="AMX: float32 in three parts; bias, skip and ReLU on the block of sums",
-)
-def bias_act_amx_bf16x3(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
@@ -147,34 +113,14 @@ def _convolve(x, w, stride, padding, dilation, *more):
     return y
 
 
-@kernel(
+@amx_kernel(
     CONV2D_DGRAD,
-    device="cpu",
-    step=6,
     supports=_dgrad_supports,
     rank=_dgrad_rank,
-    dtypes=_BF16,
+    rank_float32=_dgrad_rank_float32,
     note="AMX: stride² convolutions over dy",
 )
 def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
-    return _convolve_back(dy, w, stride, padding, dilation, input_hw)
-
-
-@kernel(
-    CONV2D_DGRAD,
-    device="cpu",
-    step=6,
-    supports=_dgrad_supports,
-    rank=_dgrad_rank_float32,
-    dtypes=_FP32,
-    exact=False,
-    note="AMX: stride² convolutions over dy, float32 in three parts",
-)
-def dgrad_amx_bf16x3(dy, w, *, stride, padding, dilation, groups, input_hw):
-    return _convolve_back(dy, w, stride, padding, dilation, input_hw)
-
-
-def _convolve_back(dy, w, stride, padding, dilation, input_hw):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = _panels(w, True)
@@ -240,8 +186,9 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
     pieces = -(-n // images)
     groups = min(panels.shape[1], -(-threads // pieces)) if far else 1
     _multiply_images(
-        pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
-    )
+        pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add,
+        floor,
+    )  # fmt: skip
 
 
 @parallel()
@@ -276,7 +223,7 @@ def _sum_pixels(state, sums, seen, x, panels, first, last, y, far, bias, z, add,
 
 @parallel()
 def _multiply_images(
-    task, x, panels, y, stride, padding, dilation, images, at_once, strip, groups, bias, z, add, floor
+    task, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add, floor
 ):  # fmt: skip
     piece, group = divmod(task, groups)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
@@ -290,19 +237,19 @@ def _multiply_images(
     state, sums = new_state(), aligned(2 * _ROWS * width, bias)
     _sum_images(
         state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
-        dilation, at_once, strip, bias, z[start:stop], add, floor,
+        dilation, at_once, strip, far, bias, z[start:stop], add, floor,
     )  # fmt: skip
 
 
 @helper()
 def _sum_images(
-    state, sums, seen, part, height, columns, x, panels, first, last, y, stride, padding, dilation, at_once, strip,
+    state, sums, seen, part, height, columns, x, panels, first, last, y, stride, padding, dilation, at_once, strip, far,
     bias, z, add, floor,
 ):  # fmt: skip
     (n, p_size, q_size, _), (parts, _, r_size, _, depth, _) = y.shape, panels.shape
     pixel = 4 * depth
     line, size = columns * pixel, height * columns * pixel
-    step = 1 if at_once > 1 else last - first  # one panel of many meets all images, then the next
+    step = 1 if far else last - first  # one panel of many meets all images, then the next
     configure(state)
     for i in range(0, n, at_once):
         stop = min(i + at_once, n)

@@ -5,7 +5,7 @@
 The rows of a tile of the first factor are channels, so x is transposed: a line of pixels for each channel, the padded
 rows of its images one after the other, so that a tap is the same tile some numbers further on. At a stride, pixels of
 each residue have lines of their own. dy lies on the same grid, zeros where there is no output, its pixels in pairs.
-(So the tap of a corner meets Inf * 0 where x has an Inf that it does not see: NaN, in a filter's row that has an Inf.)
+So taps meet the zeros of dy wherever else x has pixels, and an Inf that they do not see makes them NaN: `exact=False`.
 
 images    few filters: a task has some images, transposes some pixels at a time and adds to a dw of its own
 parts     many: all images are transposed first, a task owns some channels and filters of dw and sums over all pixels
@@ -25,8 +25,7 @@ from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import interleave, transpose_block
 from ..memory import empty, to_nhwc
-from ..registry import kernel
-from .amx_tile import interleave_parts, multiply, numbers, parts_of
+from .amx_tile import amx_kernel, interleave_parts, multiply, numbers, parts_of
 from .packing import panel_width, unpacked
 from .problem import CONV2D_WGRAD
 from .unfolded import folded_filters, unfolded, worthwhile
@@ -46,18 +45,6 @@ def _supports(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     return bool(amx()) and _LANES >= 8 and groups == 1 and whole and x.size > 0 and dy.size > 0
 
 
-@kernel(
-    CONV2D_WGRAD,
-    device="cpu",
-    step=6,
-    supports=_supports,
-    dtypes=("bfloat16",),
-    note="AMX: x transposed, 32 channels x 32 filters of a tap at a time",
-)
-def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return _wgrad(x, dy, stride, padding, dilation, kernel_hw)
-
-
 def _rank_float32(x, dy, *, stride, kernel_hw, **params):
     """First where Winograd is not and filters are many: measured on ResNet's layers."""
     c, k = x.shape[1] if x.shape[1] % 16 == 0 else x.shape[1] * kernel_hw[1], dy.shape[1]
@@ -65,21 +52,15 @@ def _rank_float32(x, dy, *, stride, kernel_hw, **params):
     return 6.0 if pointwise or (kernel_hw != (1, 1) and stride != (1, 1) and c >= 16 and k >= 64) else 3.9
 
 
-@kernel(
+@amx_kernel(
     CONV2D_WGRAD,
-    device="cpu",
-    step=6,
     supports=_supports,
-    rank=_rank_float32,
-    dtypes=("float32",),
-    exact=False,
-    note="AMX: x transposed, float32 in three parts, six products",
+    rank=None,
+    rank_float32=_rank_float32,
+    exact=False,  # for an Inf
+    note="AMX: x transposed, 32 channels x 32 filters of a tap at a time",
 )
-def wgrad_amx_bf16x3(x, dy, *, stride, padding, dilation, groups, kernel_hw):
-    return _wgrad(x, dy, stride, padding, dilation, kernel_hw)
-
-
-def _wgrad(x, dy, stride, padding, dilation, kernel_hw):
+def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     (c, k), (r, s), dtype = (x.shape[1], dy.shape[1]), kernel_hw, x.dtype
     x, dy, depth = to_nhwc(x), bits(to_nhwc(dy)), c
     if c % 16:
@@ -94,7 +75,7 @@ def _wgrad(x, dy, stride, padding, dilation, kernel_hw):
     if few:
         bytes_of_pixel = 2 * parts * (len(phases) * depth + k)
         chunk = max(8 * _BLOCK, min(_CHUNK, _CACHE // bytes_of_pixel // _BLOCK * _BLOCK))
-        _sum_images(splits, bits(x), dy, sums, parts, chunk, grid, phases, shifts, stride)
+        _sum_images(splits, bits(x), dy, sums, parts, chunk, _length(chunk, shifts), grid, phases, shifts, stride)
     else:
         pixels = n * grid[0] * grid[1]
         length = _length(pixels, shifts)
@@ -135,10 +116,9 @@ def _length(pixels, shifts):
 
 
 @parallel()
-def _sum_images(t, x, dy, sums, parts, chunk, grid, phases, shifts, stride):
+def _sum_images(t, x, dy, sums, parts, chunk, length, grid, phases, shifts, stride):
     n, size, (splits, panels, _, c, width) = x.shape[0], grid[0] * grid[1], sums.shape
     first, last = n * t // splits, n * (t + 1) // splits
-    length = ((chunk + shifts[:, 1].max() + _BLOCK - 1) // _BLOCK | 1) * _BLOCK
     seen = numbers(parts * phases.shape[0] * c * length).reshape(parts, phases.shape[0], c, length)
     upstream = numbers(parts * panels * chunk * width).view(np.uint32).reshape(parts, panels, chunk // 2, width)
     pairs = np.empty((parts, 1, _BLOCK // 2, c), np.float32)
