@@ -113,9 +113,14 @@ import ml_dtypes, numpy as np
 from minires import dispatch
 from minires.kernels import registry
 from minires.kernels.checking import Trial, check
+from minires.kernels.conv2d import amx_pointwise
 kernels = [k for k in registry.kernels(None, "cpu") if "_amx" in k.name]
-results = [check(k, case, k.dtypes[0]) for k in kernels for case in k.problem.cases
-           if case.name.startswith("vectors") and Trial(k.problem, case, k.dtypes[0]).suits(k)]
+def checked(names):
+    return [check(k, case, k.dtypes[0]) for k in kernels for case in k.problem.cases
+            if case.name.startswith(names) and Trial(k.problem, case, k.dtypes[0]).suits(k)]
+results = checked("vectors")
+amx_pointwise._LARGE_FILTERS = 0  # far
+results += checked("vectors_1x1")
 ways = [f"{d}_amx" for d in ("fprop", "dgrad", "wgrad", "bias_act")]
 assert {r.kernel.name for r in results} == {*ways, *[f"{w}_bf16x3" for w in ways]}
 x, w = np.zeros((1, 32, 8, 8), ml_dtypes.bfloat16), np.zeros((32, 32, 3, 3), ml_dtypes.bfloat16)

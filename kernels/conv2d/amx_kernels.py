@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.amx import configure, new_state, release
+from ..cpu.amx import ROWS, configure, new_state, release
 from ..cpu.bfloat16 import bits
 from ..cpu.features import amx
 from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import clear, move, move_rows
-from ..cpu.vectors import load, splat, store_as, where
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
-from .amx_tile import amx_kernel, multiply, numbers, parts_of, split
+from .amx_pointwise import multiply_pixels
+from .amx_tile import CHANNELS, amx_kernel, finish, multiply, numbers, parts_of, split
 from .bfloat16_kernels import pair, paired
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
@@ -35,10 +35,10 @@ from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .unfolded import unfolded, unfolded_filters, worthwhile
 
 _LANES = lanes(np.float32)
-_ROWS, _STEP = 16, 32  # pixels of a tile; channels of a step
+_LINE = 64
 _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cache,
 _FAR = 5 << 18  # and bytes of the images that each panel of them meets;
-_NEAR = 1 << 19  # else of the pixels that all panels meet
+_NEAR = 1 << 19  # else of a strip that all panels meet
 _TASKS_OF_A_THREAD = 4
 _STRIP_ROWS = 4  # of output, at least
 _FEW, _MANY = 64, 1 << 20  # channels, and numbers of filters, between which float32 is taken apart
@@ -46,7 +46,7 @@ _NUMBERS = 1 << 14  # of filters, for a task that takes them apart
 
 
 def _fprop_supports(x, w, *, stride, padding, dilation, groups):
-    whole = w.shape[0] % _ROWS == 0 and (w.shape[1] % 2 == 0 or worthwhile(w.shape[1], w.shape[3], dilation))
+    whole = w.shape[0] % ROWS == 0 and (w.shape[1] % 2 == 0 or worthwhile(w.shape[1], w.shape[3], dilation))
     return bool(amx()) and _LANES >= 8 and groups == 1 and dilation[1] == 1 and whole
 
 
@@ -55,7 +55,7 @@ def _bias_act_supports(x, w, b, z, *, relu, **params):
 
 
 def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
-    whole = w.shape[1] % _ROWS == 0 and w.shape[0] % 2 == 0
+    whole = w.shape[1] % ROWS == 0 and w.shape[0] % 2 == 0
     convolutions = residues_are_convolutions(w, stride, padding, dilation)
     return bool(amx()) and _LANES >= 8 and groups == 1 and whole and convolutions
 
@@ -135,10 +135,10 @@ def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
 def _panels(w, turned):
     """`paired` of each part: (parts, panels, R, S, C/2, width), channels filled up to whole steps."""
     if parts_of(w.dtype) == 1:
-        return paired(w, turned, _STEP)[None]
+        return paired(w, turned, CHANNELS)[None]
     w = np.ascontiguousarray(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
-    width, depth = panel_width(outputs, w.dtype), -(-inputs // _STEP) * _STEP // 2
+    width, depth = panel_width(outputs, w.dtype), -(-inputs // CHANNELS) * CHANNELS // 2
     panels = empty((3, outputs // width, *w.shape[2:], depth, width), np.uint32)
     parts = empty((3, *w.shape), np.uint16)
     _split(-(-w.size // _NUMBERS), w.reshape(-1), parts.reshape(3, -1))
@@ -166,16 +166,12 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
         return
     bias, z, add, floor = epilogue(y, *more)
     far = panels.nbytes > _LARGE_FILTERS
-    lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % _STEP == 0
-    if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= _ROWS:
-        pixels, pixel = n * h * w, c * 2 * parts
-        blocks = -(-pixels * pixel // (_FAR if far else _NEAR))
-        blocks = min(pixels // _ROWS, blocks if far else max(blocks, _TASKS_OF_A_THREAD * threads))
-        groups = min(panels.shape[1], -(-threads // blocks)) if far else 1
-        x, y, z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
-        _multiply_pixels(blocks * groups, x, panels, y, far, blocks, groups, bias, z, add, floor)
+    lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % CHANNELS == 0
+    if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= ROWS:
+        flat_x, flat_y, flat_z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
+        multiply_pixels(flat_x, panels, flat_y, bias, flat_z, add, floor)
         return
-    row = stride[0] * y.shape[2] * stride[1] * -(-c // _STEP) * _STEP * 2 * parts
+    row = stride[0] * y.shape[2] * stride[1] * -(-c // CHANNELS) * CHANNELS * 2 * parts
     image, strip = y.shape[1] * row, y.shape[1]
     if far and image <= _FAR:
         pieces = -(-n // (_FAR // image))
@@ -192,36 +188,6 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
 
 
 @parallel()
-def _multiply_pixels(task, x, panels, y, far, blocks, groups, bias, z, add, floor):
-    """1x1: all images are one row of pixels, of bfloat16 read as they lie."""
-    group, block = divmod(task, blocks)
-    first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
-    start = min(len(x) * block // blocks, len(x) - _ROWS)
-    stop = max(len(x) * (block + 1) // blocks, start + _ROWS)
-    seen = numbers(3 * (stop - start) * x.shape[1] if x.itemsize == 4 else 1)
-    state, sums = new_state(), aligned(2 * _ROWS * panels.shape[5], bias)
-    _sum_pixels(
-        state, sums, seen, x[start:stop], panels, first, last, y[start:stop], far, bias, z[start:stop], add, floor
-    )
-
-
-@helper()
-def _sum_pixels(state, sums, seen, x, panels, first, last, y, far, bias, z, add, floor):
-    a, part = np.int64(x.ctypes.data), x.size * 2
-    if x.itemsize == 4:
-        a = np.int64(seen.ctypes.data)
-        split(x.ctypes.data, a, part, x.size)
-    step = 1 if far else last - first  # one panel of many meets all pixels, then the next
-    configure(state)
-    for j in range(first, last, step):
-        _sum_image(
-            state, sums, a, x.shape[1] * 2, 0, 0, part, 0, True, panels, j, j + step, y.ctypes.data, 0, y.strides[0],
-            1, len(x), bias, z.ctypes.data, 0, z.strides[0], add, floor, y.dtype, y.itemsize,
-        )  # fmt: skip
-    release(state)
-
-
-@parallel()
 def _multiply_images(
     task, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add, floor
 ):  # fmt: skip
@@ -231,10 +197,10 @@ def _multiply_images(
     (_, _, q_size, _), (parts, _, r_size, taps, depth, width) = y.shape, panels.shape
     height = (strip - 1) * stride[0] + (r_size - 1) * dilation + 1
     columns = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
-    part = (at_once * height * columns + _ROWS * stride[1]) * 4 * depth  # tiles hang over at the end
+    part = (at_once * height * columns + ROWS * stride[1]) * 4 * depth  # tiles hang over at the end
     seen = numbers(parts * part // 2)
     clear(seen.ctypes.data, parts * part)
-    state, sums = new_state(), aligned(2 * _ROWS * width, bias)
+    state, sums = new_state(), aligned(2 * ROWS * width, bias)
     _sum_images(
         state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
         dilation, at_once, strip, far, bias, z[start:stop], add, floor,
@@ -266,7 +232,7 @@ def _sum_images(
                     out = y.ctypes.data + m * y.strides[0] + top * y.strides[1]
                     skip = z.ctypes.data + m * z.strides[0] + top * z.strides[1]
                     _sum_image(
-                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part, pitch, False,
+                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part, pitch,
                         panels, j, j + step, out, y.strides[1], y.strides[2], rows, q_size, bias, skip, z.strides[1],
                         z.strides[2], add, floor, y.dtype, y.itemsize,
                     )  # fmt: skip
@@ -276,8 +242,8 @@ def _sum_images(
 @helper()
 def _pitch(p_size, q_size, pitch):
     """Pixels from the start of an output's row to the next one's, where tiles run over; 0 where each begins anew."""
-    row_by_row = p_size * ((q_size + _ROWS - 1) // _ROWS)
-    return pitch if ((p_size - 1) * pitch + q_size + _ROWS - 1) // _ROWS < row_by_row else 0
+    row_by_row = p_size * ((q_size + ROWS - 1) // ROWS)
+    return pitch if ((p_size - 1) * pitch + q_size + ROWS - 1) // ROWS < row_by_row else 0
 
 
 @helper()
@@ -306,63 +272,36 @@ def _pad(x, seen, height, columns, pixel, part, parts, above, left):
 
 @helper()
 def _sum_image(
-    state, sums, a, step, row, outer, part, pitch, whole, panels, first, last,
+    state, sums, a, step, row, outer, part, pitch, panels, first, last,
     out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype, size,
 ):  # fmt: skip
-    """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise.
-
-    whole: a run's last tile ends with it (and computes some pixels again), as nothing may be read after it.
-    """
+    """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise."""
     parts, _, r_size, taps, depth, width = panels.shape
     runs, length = (1, (p_size - 1) * pitch + q_size) if pitch else (p_size, q_size)
-    tiles = (length + _ROWS - 1) // _ROWS
-    pairs, c_row = taps * depth, width * 4
+    tiles = (length + ROWS - 1) // ROWS
+    steps, c_row, place = taps * depth // ROWS, width * 4, np.int64(sums.ctypes.data)
+    second = place + ROWS * c_row
     for t in range(0, runs * tiles, 2):
         run, m = divmod(t, tiles)
         run_too, m_too = divmod(min(t + 1, runs * tiles - 1), tiles)
-        m, m_too = m * _ROWS, m_too * _ROWS
-        if whole:
-            m, m_too = min(m, length - _ROWS), min(m_too, length - _ROWS)
+        m, m_too = m * ROWS, m_too * ROWS
         (p, q), (p_too, q_too) = (divmod(m, pitch), divmod(m_too, pitch)) if pitch else ((run, m), (run_too, m_too))
         for j in range(first, last):
             multiply(
-                state, a + run * row + m * step, a + run_too * row + m_too * step, step, outer, part,
-                panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], pairs, r_size, parts,
-                sums.ctypes.data, sums.ctypes.data + _ROWS * c_row, c_row, False, width > _ROWS,
+                state, a + run * row + m * step, a + run_too * row + m_too * step, (step, _LINE, part, outer),
+                panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], steps, r_size, parts,
+                place, second, c_row, False, (place, second), c_row, width > ROWS,
             )  # fmt: skip
             column = j * width
             shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
             _finish(
-                sums.ctypes.data, width, p, q, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
+                place, width, p, q, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
                 skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
             )  # fmt: skip
             _finish(
-                sums.ctypes.data + _ROWS * c_row, width, p_too, q_too, pitch, p_size, q_size, shift,
-                out + column * size, out_row, out_pixel, skip + column * size, skip_row, skip_pixel, add, floor,
-                bias.dtype, dtype,
+                second, width, p_too, q_too, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
+                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
             )  # fmt: skip
-
-
-def _runs_of(width):
-    """What finishes a run of pixels of a tile so many filters wide."""
-
-    @helper(inline=True)
-    def finish(sums, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype):
-        if bias:
-            shift, least = load(bias, width, dtype), splat(floor, width, dtype)
-            for i in range(count):
-                v = load(sums + i * width * 4, width, dtype) + shift
-                if add:
-                    v = v + load(skip + i * skip_pixel, width, out_dtype)
-                store_as(out + i * out_pixel, where(v <= least, least, v), out_dtype)  # a NaN stays
-        else:
-            for i in range(count):
-                store_as(out + i * out_pixel, load(sums + i * width * 4, width, dtype), out_dtype)
-
-    return finish
-
-
-_finish_wide, _finish_narrow = _runs_of(2 * _ROWS), _runs_of(_ROWS)
 
 
 @helper()
@@ -372,17 +311,14 @@ def _finish(
 ):  # fmt: skip
     """y = max(sums + bias + z, floor), rounded, for the pixels of a tile that are some of the output's: run by run."""
     i = 0
-    while i < _ROWS and p < p_size:
-        count = min(_ROWS - i, (q_size if q < q_size else pitch) - q)
+    while i < ROWS and p < p_size:
+        count = min(ROWS - i, (q_size if q < q_size else pitch) - q)
         if count <= 0:  # the run ends with its row
             break
         if q < q_size:
             source, to = sums + i * width * 4, out + p * out_row + q * out_pixel
             more = skip + p * skip_row + q * skip_pixel
-            if width > _ROWS:
-                _finish_wide(source, bias, to, out_pixel, more, skip_pixel, add, floor, count, dtype, out_dtype)
-            else:
-                _finish_narrow(source, bias, to, out_pixel, more, skip_pixel, add, floor, count, dtype, out_dtype)
+            finish(source, width, bias, to, out_pixel, more, skip_pixel, add, floor, count, dtype, out_dtype)
         i, q = i + count, q + count
         if q == pitch:
             p, q = p + 1, 0

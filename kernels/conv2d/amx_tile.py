@@ -19,14 +19,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..cpu.amx import tile_dot, tile_load, tile_store, tile_zero
-from ..cpu.bfloat16 import BFLOAT
+from ..cpu.amx import ROWS, tile_dot, tile_load, tile_store, tile_zero
 from ..cpu.jit import helper
 from ..cpu.microkernel import INT64, Emitter
+from ..cpu.vectors import load, splat, store_as, where
 from ..registry import kernel
 from .packing import aligned
 
-STEP = 16  # pairs of a step, the most that the rows of a tile hold
+CHANNELS = 32  # or whatever is summed over: numbers of a step, the most that a row of a tile holds
 _HALF, _WHOLE = ir.IntType(16), ir.IntType(32)
 
 
@@ -61,15 +61,15 @@ def numbers(n):
 
 
 @helper()
-def multiply(
-    state, a, a_too, a_row, a_outer, a_part, b, b_row, b_part, pairs, outer, parts, c, c_too, c_row, more, wide
-):  # fmt: skip
-    """Sums of 16 rows at c and 16 more at c_too, of 32 columns where `wide`, else 16; added to what is there if `more`.
+def multiply(state, a, a_too, strides, b, b_row, b_part, steps, outer, parts, c, c_too, c_row, more, to, to_row, wide):
+    """Sums of 16 rows and of 16 more, of 32 columns where `wide`, else 16, to the addresses `to`; if `more`, added to
+    those at c and c_too, whose rows are c_row apart.
 
-    a, a_too: the first factors, rows of pairs, for each of `outer` runs a_outer bytes further; b: the second, rows of
-    a pair for all columns, one run after the other; of each of the parts a_part and b_part bytes further. `pairs` of a
-    run are whole steps. All are addresses, strides are bytes.
+    a, a_too: the first factors, rows of pairs; their strides, in bytes: from row to row, from step to step, from part
+    to part, and from one of `outer` runs of steps to the next. b: the second, rows of a pair for all columns, step by
+    step and run by run; of each of the parts b_part further. All are addresses.
     """
+    a_row, a_step, a_part, a_outer = strides
     if more:
         tile_load(state, 0, c, c_row)
         tile_load(state, 2, c_too, c_row)
@@ -82,13 +82,13 @@ def multiply(
         tile_zero(state, 2)
         tile_zero(state, 3)
     for o in range(outer):
-        for i in range(0, pairs, STEP):
+        for i in range(steps):
             for p in range(parts):
-                at = o * a_outer + 4 * i + p * a_part
+                at = o * a_outer + i * a_step + p * a_part
                 tile_load(state, 4, a + at, a_row)
                 tile_load(state, 5, a_too + at, a_row)
                 for q in range(parts - p):
-                    right = b + (o * pairs + i) * b_row + q * b_part
+                    right = b + (o * steps + i) * ROWS * b_row + q * b_part
                     tile_load(state, 6, right, b_row)
                     tile_dot(state, 0, 4, 6)
                     tile_dot(state, 2, 5, 6)
@@ -96,24 +96,63 @@ def multiply(
                         tile_load(state, 7, right + 64, b_row)
                         tile_dot(state, 1, 4, 7)
                         tile_dot(state, 3, 5, 7)
-    tile_store(state, 0, c, c_row)
-    tile_store(state, 2, c_too, c_row)
+    first, second = to
+    tile_store(state, 0, first, to_row)
+    tile_store(state, 2, second, to_row)
     if wide:
-        tile_store(state, 1, c + 64, c_row)
-        tile_store(state, 3, c_too + 64, c_row)
+        tile_store(state, 1, first + 64, to_row)
+        tile_store(state, 3, second + 64, to_row)
 
 
-def _parts(builder: ir.IRBuilder, value: Any, count: int) -> list[Any]:
-    """A vector of float32 as three, each with what is left rounded to bfloat16: vectors of their 16 bits."""
+def _finish_of(width):
+    """`finish`, of a tile so many filters wide."""
+
+    @helper(inline=True)
+    def finish(sums, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype):
+        if bias:
+            shift, least = load(bias, width, dtype), splat(floor, width, dtype)
+            for i in range(count):
+                v = load(sums + i * width * 4, width, dtype) + shift
+                if add:
+                    v = v + load(skip + i * skip_pixel, width, out_dtype)
+                store_as(out + i * out_pixel, where(v <= least, least, v), out_dtype)  # a NaN stays
+        else:
+            for i in range(count):
+                store_as(out + i * out_pixel, load(sums + i * width * 4, width, dtype), out_dtype)
+
+    return finish
+
+
+_finish_wide, _finish_narrow = _finish_of(2 * ROWS), _finish_of(ROWS)
+
+
+@helper()
+def finish(sums, width, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype):
+    """y = max(sums + bias + z, floor), rounded, for so many pixels one after the other; all are addresses, bias may be
+    0, strides are bytes."""
+    if width > ROWS:
+        _finish_wide(sums, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype)
+    else:
+        _finish_narrow(sums, bias, out, out_pixel, skip, skip_pixel, add, floor, count, dtype, out_dtype)
+
+
+def _parts(builder: ir.IRBuilder, value: Any) -> list[Any]:
+    """A vector of float32 as three, with 8 bits of it each: vectors of 32 bits, whose upper halves are bfloat16."""
+    kind = ir.VectorType(_WHOLE, value.type.count)
+    half, upper = (ir.Constant(kind, [bits] * kind.count) for bits in (0x8000, -0x10000))
     found = []
-    for _ in range(count):
-        rounded = builder.fptrunc(value, ir.VectorType(BFLOAT, value.type.count))
-        bits = builder.bitcast(rounded, ir.VectorType(_HALF, value.type.count))
-        found.append(bits)
-        wide = builder.zext(bits, ir.VectorType(_WHOLE, value.type.count))
-        upper = builder.shl(wide, ir.Constant(wide.type, [16] * value.type.count))
-        value = builder.fsub(value, builder.bitcast(upper, value.type))
-    return found
+    for _ in range(2):
+        rounded = builder.and_(builder.add(builder.bitcast(value, kind), half), upper)
+        found.append(rounded)
+        value = builder.fsub(value, builder.bitcast(rounded, value.type))
+    return [*found, builder.bitcast(value, kind)]  # what is left has 8 bits
+
+
+def _upper_halves(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Of one or two vectors of 32 bits, as one vector of 16 bits."""
+    halves = [builder.bitcast(v, ir.VectorType(_HALF, 2 * v.type.count)) for v in (vectors[0], vectors[-1])]
+    odd = list(range(1, len(vectors) * halves[0].type.count, 2))
+    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(_WHOLE, len(odd)), odd))
 
 
 def _stored(builder: ir.IRBuilder, vector: Any, address: Any) -> None:
@@ -129,17 +168,20 @@ def split(typing_context, source, target, part, count):
         emitter = Emitter(builder, types.float32)
         lanes, zero = emitter.width, ir.Constant(INT64, 0)
 
-        def some(first: Any, number: int) -> None:
+        def some(first: Any, number: int, vectors: int = 1) -> None:
             vector = ir.VectorType(ir.FloatType(), number)
+            places = [builder.add(first, ir.Constant(INT64, i * number)) for i in range(vectors)]
+            loaded = [_parts(builder, emitter.load(emitter.at(source, place), vector)) for place in places]
             place = builder.add(target, builder.mul(first, ir.Constant(INT64, 2)))
-            for bits in _parts(builder, emitter.load(emitter.at(source, first), vector), 3):
-                _stored(builder, bits, place)
+            for of_part in zip(*loaded, strict=True):
+                _stored(builder, _upper_halves(builder, list(of_part)), place)
                 place = builder.add(place, part)
 
-        whole = builder.and_(count, ir.Constant(INT64, -lanes))
-        with cgutils.for_range_slice(builder, zero, whole, ir.Constant(INT64, lanes), intp=INT64) as (i, _):
-            some(i, lanes)
-        while lanes := lanes // 2:  # the rest: half a vector, a quarter, ...
+        whole = builder.and_(count, ir.Constant(INT64, -2 * lanes))
+        with cgutils.for_range_slice(builder, zero, whole, ir.Constant(INT64, 2 * lanes), intp=INT64) as (i, _):
+            some(i, lanes, 2)
+        lanes *= 2
+        while lanes := lanes // 2:  # the rest: a vector, half a vector, ...
             before = builder.and_(count, ir.Constant(INT64, -2 * lanes))
             left = builder.and_(count, ir.Constant(INT64, lanes))
             with builder.if_then(builder.icmp_signed("!=", left, zero)):
@@ -157,11 +199,12 @@ def interleave_parts(typing_context, first, second, target, part, count):
         emitter = Emitter(builder, types.float32)
         step, whole = ir.Constant(INT64, emitter.width), ir.VectorType(_WHOLE, emitter.width)
         with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[4], step, intp=INT64) as (i, _):
-            pairs = (_parts(builder, emitter.load(emitter.at(base, i), emitter.vector), 3) for base in args[:2])
+            pairs = (_parts(builder, emitter.load(emitter.at(base, i), emitter.vector)) for base in args[:2])
             place = emitter.at(args[2], i)
             for low, high in zip(*pairs, strict=True):
-                upper = builder.shl(builder.zext(high, whole), ir.Constant(whole, [16] * emitter.width))
-                _stored(builder, builder.or_(builder.zext(low, whole), upper), place)
+                right = builder.lshr(low, ir.Constant(whole, [16] * emitter.width))
+                left = builder.and_(high, ir.Constant(whole, [-0x10000] * emitter.width))
+                _stored(builder, builder.or_(right, left), place)
                 place = builder.add(place, args[3])
         return context.get_dummy_value()
 

@@ -34,8 +34,8 @@ _LANES = lanes(np.float32)
 _BLOCK = 32  # pixels of a step of a product, which are transposed at a time
 _CACHE = 3 << 18  # bytes of what is transposed at a time, to stay in the second-level cache,
 _CHUNK = 1024  # and pixels of it at most, as of a product
-_LARGE_DW = 1 << 18  # numbers from which on tasks own parts of dw
-_PARTIALS = 1 << 21  # numbers that the partial sums may take
+_LARGE_DW = 1 << 19  # numbers from which on tasks own parts of dw
+_PARTIALS = 1 << 20  # numbers that the partial sums may take
 _TASKS, _CHANNELS, _PANELS = 16, 128, 4  # tasks over images; channels and panels of a part
 _BLOCKS = 8  # of pixels, for a task that transposes
 
@@ -74,7 +74,7 @@ def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     sums = empty((splits, k // width, taps, depth, width), np.float32)
     if few:
         bytes_of_pixel = 2 * parts * (len(phases) * depth + k)
-        chunk = max(8 * _BLOCK, min(_CHUNK, _CACHE // bytes_of_pixel // _BLOCK * _BLOCK))
+        chunk = max(2 * _BLOCK, min(_CHUNK, _CACHE // bytes_of_pixel // _BLOCK * _BLOCK))
         _sum_images(splits, bits(x), dy, sums, parts, chunk, _length(chunk, shifts), grid, phases, shifts, stride)
     else:
         pixels = n * grid[0] * grid[1]
@@ -227,8 +227,8 @@ def _sum_part(state, seen, upstream, pairs, dw, shifts, where, first_channel, ch
                 out = dw.ctypes.data + (((j * taps + tap) * c + block * 16) * width) * 4
                 out_too = dw.ctypes.data + (((j * taps + tap_too) * c + other * 16) * width) * 4
                 multiply(
-                    state, a + start * 4, a_too + start * 4, row, 0, seen.strides[0], b, width * 4,
-                    upstream.strides[0], count, 1, seen.shape[0], out, out_too, width * 4, more or start > 0,
-                    width > 16,
+                    state, a + start * 4, a_too + start * 4, (row, 64, seen.strides[0], 0), b, width * 4,
+                    upstream.strides[0], count // 16, 1, seen.shape[0], out, out_too, width * 4, more or start > 0,
+                    (out, out_too), width * 4, width > 16,
                 )  # fmt: skip
     release(state)

@@ -122,6 +122,7 @@ CASES = (
     _case("vectors_stride2", 2, 3, (9, 20), 32, (5, 3), (2, 2), (2, 1), (2, 1)),
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),
+    _case("vectors_1x1_panels", 1, 96, (9, 8), 64, (1, 1)),  # of filters, and a rest of pixels
     _case("vectors_1x1_stride2", 2, 16, (6, 5), 32, (1, 1), (2, 2)),
     _case("vectors_64_stride2", 1, 64, (7, 6), 48, (3, 3), (2, 2), (1, 1)),  # more than one panel of channels
     _case("3x3_partial_tiles", 3, 17, (9, 11), 33, (3, 3), padding=(1, 1)),  # tails of channels, tiles that hang over

@@ -223,12 +223,12 @@ class Emitter:
             first, undefined, ir.Constant(ir.VectorType(_INT32, self.width), [0] * self.width)
         )
 
-    def prefetch(self, address, write: bool) -> None:
-        """Ask for the line of this address, to be read or written."""
+    def prefetch(self, address, write: bool, level: int = 1) -> None:
+        """Ask for the line of this address, to be read or written, into the cache of this level."""
         builder, pointer = self.builder, ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        hints = [ir.Constant(_INT32, hint) for hint in (int(write), 3, 1)]  # near, data
+        hints = [ir.Constant(_INT32, hint) for hint in (int(write), 4 - level, 1)]  # 1: data
         builder.call(function, [builder.inttoptr(address, pointer), *hints])
 
 

@@ -180,17 +180,26 @@ def clear(typing_context, target, size):
     return types.void(*[types.int64] * 2), emit
 
 
-@intrinsic
-def fetch(typing_context, source, size):
-    """Ask for so many bytes from an address on, which are read or written soon; it need not be one that may be read."""
+def _fetch_into(level: int) -> Any:
+    """`fetch`, into the cache of this level."""
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, LINE)
-        with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[1], line, intp=INT64) as (i, _):
-            emitter.prefetch(builder.add(args[0], i), False)
-        return context.get_dummy_value()
+    @intrinsic
+    def fetch(typing_context, source, size):
+        """Ask for so many bytes from an address on, which are read or written soon; it need not be one that may be
+        read."""
 
-    return types.void(*[types.int64] * 2), emit
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            emitter, line = Emitter(builder, types.float32), ir.Constant(INT64, LINE)
+            with cgutils.for_range_slice(builder, ir.Constant(INT64, 0), args[1], line, intp=INT64) as (i, _):
+                emitter.prefetch(builder.add(args[0], i), False, level)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 2), emit
+
+    return fetch
+
+
+fetch, fetch_to_second_level = _fetch_into(1), _fetch_into(2)
 
 
 @intrinsic

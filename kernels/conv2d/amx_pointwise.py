@@ -1,0 +1,171 @@
+"""1x1 convolution on AMX tiles (amx_kernels.py): the pixels of all images are the rows of one matrix.
+
+    y[m, k] = sum over c of x[m, c] * w[c, k]        m: pixels
+
+bfloat16 is read as it lies. float32 is taken apart (amx_tile.py), 32 channels of a pixel's part beside those of the
+next pixel's: a tile is 16 cache lines in a row.
+
+near    few filters: they stay in the second-level cache, and 32 pixels after the other meet all of them
+far     many: a block of pixels stays there, and one panel of filters after the other meets all of it
+
+A product is of a few steps, so that the factor which is used again stays in the first-level cache; sums of float32 that
+are nothing but sums are stored where they belong. In between memory is asked for: the next pixels, which are read one
+line after the other, the lines of y that are written next, or far, the next filters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..cpu.amx import ROWS, configure, new_state, release
+from ..cpu.jit import get_num_threads, helper
+from ..cpu.parallel import parallel
+from ..cpu.transforms import fetch, fetch_to_second_level
+from .amx_tile import CHANNELS, finish, multiply, numbers, split
+from .packing import aligned
+
+_PAIR = 2 * ROWS  # pixels of a product
+_LINE, _TILE = 64, 1024  # bytes
+_LARGE_FILTERS = 1 << 19  # bytes from which on they are far,
+_FAR = 1 << 20  # and bytes of a block of pixels then
+_TASKS_OF_A_THREAD = 4
+_DEPTH = {1: 8, 3: 2}  # steps of a product, by the parts of a number
+
+
+def multiply_pixels(x, panels, y, bias, z, add, floor):
+    """y (M, K), from x (M, C), C whole steps and M at least 16, and panels of filters (parts, panels of K, 1, 1, C/2,
+    width); bias, z (M, K), add and floor as `epilogue` gives them."""
+    (parts, count), pairs, threads = panels.shape[:2], -(-len(x) // _PAIR), get_num_threads()
+    far = panels.nbytes > _LARGE_FILTERS
+    if far:  # blocks of the same size for every thread
+        blocks = min(pairs, threads * -(-x.size * 2 * parts // (threads * _FAR)))
+    else:
+        blocks = min(pairs, threads * _TASKS_OF_A_THREAD)
+    groups = min(count, -(-threads // blocks)) if far else 1
+    _multiply(blocks * groups, x, panels, y, far, _DEPTH[parts], blocks, groups, bias, z, add, floor)
+
+
+@parallel()
+def _multiply(task, x, panels, y, far, depth, blocks, groups, bias, z, add, floor):
+    group, block = divmod(task, blocks)
+    first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
+    pairs = (len(x) + _PAIR - 1) // _PAIR
+    start = min(pairs * block // blocks * _PAIR, len(x) - ROWS)
+    stop = max(min(pairs * (block + 1) // blocks * _PAIR, len(x)), start + ROWS)
+    pixels = (stop - start + _PAIR - 1) // _PAIR * _PAIR if far else _PAIR
+    seen = numbers(3 * (pixels + 1) * x.shape[1] if x.itemsize == 4 else 1)
+    state, sums = new_state(), aligned((pixels if far else _PAIR * (last - first)) * panels.shape[5], bias)
+    x, y, z = x[start:stop], y[start:stop], z[start:stop]
+    if far:
+        _sum_far(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor)
+    else:
+        _sum_near(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor)
+
+
+@helper()
+def _sum_near(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor):
+    n, row, steps = len(x), x.strides[0], x.shape[1] // CHANNELS
+    strides, size = _strides(x, pixels), _PAIR * panels.shape[5] * 4
+    products = (last - first) * ((steps + depth - 1) // depth)
+    share = (_PAIR * row // _LINE + products - 1) // products * _LINE
+    configure(state)
+    for m in range(0, n, _PAIR):
+        where = min(m, n - ROWS), min(m + ROWS, n - ROWS)  # the last rows end with x (and are computed again)
+        a, a_too, following = _row(x, where[0]), _row(x, where[1]), _row(x, m + _PAIR)
+        if x.itemsize == 4:
+            _take_apart(x, where[0], ROWS, seen, 0, strides)
+            _take_apart(x, where[1], ROWS, seen, ROWS, strides)
+            a, a_too = _row(seen, 0), _row(seen, ROWS * CHANNELS)
+        for i in range(0, steps, depth):
+            count = min(depth, steps - i)
+            for j in range(first, last):
+                fetch_to_second_level(following, share)
+                following += share
+                if i + count == steps:
+                    _fetch_rows(y, where, j * panels.shape[5], panels.shape[5])
+                _add_product(
+                    state, _row(sums, 0) + (j - first) * size, a, a_too, strides, panels, i, count, j, y, where, bias,
+                    z, add, floor,
+                )  # fmt: skip
+    release(state)
+
+
+@helper()
+def _sum_far(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor):
+    n, steps, parts, width = len(x), x.shape[1] // CHANNELS, panels.shape[0], panels.shape[5]
+    strides, a = _strides(x, pixels), _row(x, 0)
+    if x.itemsize == 4:
+        _take_apart(x, 0, n, seen, 0, strides)
+        a = _row(seen, 0)
+    pairs, size = pixels // _PAIR, _PAIR * width * 4
+    share = (min(depth, steps) * ROWS * width * 4 // _LINE + pairs - 1) // pairs * _LINE
+    configure(state)
+    for j in range(first, last):
+        for i in range(0, steps, depth):
+            count = min(depth, steps - i)
+            following = panels.ctypes.data + j * panels.strides[1] + (i + count) * ROWS * width * 4
+            for t in range(pairs):
+                where = min(t * _PAIR, n - ROWS), min(t * _PAIR + ROWS, n - ROWS)
+                for p in range(parts):
+                    fetch_to_second_level(following + p * panels.strides[0], share)
+                following += share
+                _add_product(
+                    state, _row(sums, 0) + t * size, a + where[0] * strides[0], a + where[1] * strides[0], strides,
+                    panels, i, count, j, y, where, bias, z, add, floor,
+                )  # fmt: skip
+    release(state)
+
+
+@helper(inline=True)
+def _row(x, m):
+    return np.int64(x.ctypes.data) + m * x.strides[0]
+
+
+@helper(inline=True)
+def _strides(x, pixels):
+    """Bytes from a pixel to the next, from step to step and from part to part; apart, no power of 2 but a line more."""
+    if x.itemsize == 2:
+        return x.strides[0], _LINE, 0
+    part = (pixels + 1) * _LINE
+    return _LINE, 3 * part, part
+
+
+@helper(inline=True)
+def _take_apart(x, first, count, seen, place, strides):
+    """The parts of some pixels of x, at a place of `seen`."""
+    for m in range(count):
+        target = _row(seen, 0) + (place + m) * strides[0]
+        for i in range(x.shape[1] // CHANNELS):
+            split(_row(x, first + m) + i * CHANNELS * 4, target + i * strides[1], strides[2], CHANNELS)
+
+
+@helper(inline=True)
+def _fetch_rows(y, where, column, width):
+    for i in range(ROWS):
+        for m in where:
+            fetch(_row(y, m + i) + column * y.itemsize, width * y.itemsize)
+
+
+@helper(inline=True)
+def _add_product(
+    state, sums, a, a_too, strides, panels, i, count, j, y, where, bias, z, add, floor
+):  # fmt: skip
+    """`count` steps from i on, of 32 pixels and panel j: to `sums`, and after the last step to y. Cannot raise."""
+    parts, width, row = panels.shape[0], panels.shape[5], panels.shape[5] * 4
+    b = panels.ctypes.data + j * panels.strides[1] + i * ROWS * row
+    last, column, plain = i + count == panels.shape[4] // ROWS, j * width, y.itemsize == 4 and bias.size == 0
+    second = sums + ROWS * row
+    to, to_row = (sums, second), row
+    if last and plain:
+        to, to_row = (_row(y, where[0]) + column * 4, _row(y, where[1]) + column * 4), y.strides[0]
+    multiply(
+        state, a + i * strides[1], a_too + i * strides[1], (*strides, 0), b, row, panels.strides[0], count, 1, parts,
+        sums, second, row, i > 0, to, to_row, width > ROWS,
+    )  # fmt: skip
+    if last and not plain:
+        shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
+        for place, m in ((sums, where[0]), (second, where[1])):
+            finish(
+                place, width, shift, _row(y, m) + column * y.itemsize, y.strides[0],
+                _row(z, m) + column * z.itemsize, z.strides[0], add, floor, ROWS, bias.dtype, y.dtype,
+            )  # fmt: skip
