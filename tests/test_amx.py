@@ -226,7 +226,8 @@ def test_without_tiles_nothing_chooses_them(monkeypatch):
         (64, 256, 1, 1, True, True, True),
         (64, 64, 1, 1, True, True, False),
         (256, 512, 1, 2, True, False, True),
-        (512, 2048, 1, 1, False, False, True),
+        (512, 2048, 1, 1, True, True, True),
+        (512, 512, 3, 2, False, False, True),
         (16, 32, 3, 2, False, False, False),
     ],
 )

@@ -25,12 +25,12 @@ from ..cpu.transforms import clear, move, move_rows
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from .amx_pointwise import multiply_pixels
-from .amx_tile import CHANNELS, amx_kernel, finish, multiply, numbers, parts_of, split
+from .amx_tile import CHANNELS, amx_kernel, finish, interleave_parts, multiply, numbers, parts_of, split
 from .bfloat16_kernels import pair, paired
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
 from .numba_kernels import residues
-from .packing import aligned, of_residue, panel_width
+from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .unfolded import unfolded, unfolded_filters, worthwhile
 
@@ -72,8 +72,9 @@ def _dgrad_rank(_, w, **params):
 def _rank_float32(_, w, *more, stride, **params):
     """First where Winograd is not, between few channels and filters that take longer to take apart than to multiply:
     measured on ResNet's layers."""
-    between = min(w.shape[:2]) >= _FEW and w.size < _MANY
-    return 6.0 if between and (w.shape[2:] == (1, 1) or stride != (1, 1)) else 3.9
+    pointwise = w.shape[2:] == (1, 1)
+    between = min(w.shape[:2]) >= _FEW and (w.size <= 2 * _MANY if pointwise else w.size < _MANY)
+    return 6.0 if between and (pointwise or stride != (1, 1)) else 3.9
 
 
 def _dgrad_rank_float32(dy, w, *, stride, **params):
@@ -140,11 +141,39 @@ def _panels(w, turned):
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width, depth = panel_width(outputs, w.dtype), -(-inputs // CHANNELS) * CHANNELS // 2
     panels = empty((3, outputs // width, *w.shape[2:], depth, width), np.uint32)
+    if w.shape[2:] == (1, 1):
+        _lay_out(outputs // width, w.reshape(w.shape[:2]), turned, panels.reshape(3, -1, depth, width))
+        return panels
     parts = empty((3, *w.shape), np.uint16)
     _split(-(-w.size // _NUMBERS), w.reshape(-1), parts.reshape(3, -1))
     for part, into in zip(parts, panels, strict=True):
         pair(part, turned, into)
     return panels
+
+
+@parallel()
+def _lay_out(j, w, turned, panels):
+    """A panel of all parts of filters of one tap, w (K, C): `pair`, in one go."""
+    parts, _, depth, width = panels.shape
+    (k, c), part = w.shape, panels.strides[0]
+    if turned:  # they lie as they should
+        for i in range(depth):
+            a, target = w.ctypes.data + (2 * i * c + j * width) * 4, panels[0, j, i].ctypes.data
+            if 2 * i < k:
+                interleave_parts(a, a + c * 4, target, part, width)
+            else:
+                for p in range(parts):
+                    clear(target + p * part, width * 4)
+        return
+    rows = numbers(parts * width * depth * 2)
+    for i in range(width):
+        target = rows.ctypes.data + i * depth * 4
+        split(w.ctypes.data + (j * width + i) * c * 4, target, width * depth * 4, c)
+        for p in range(parts):
+            clear(target + p * width * depth * 4 + c * 2, depth * 4 - c * 2)
+    for p in range(parts):
+        source, target = rows.view(np.float32), panels[p, j].reshape(-1).view(np.float32)
+        transpose(source, p * width * depth, depth, depth, width, target, 0)
 
 
 @parallel()
@@ -166,10 +195,9 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
         return
     bias, z, add, floor = epilogue(y, *more)
     far = panels.nbytes > _LARGE_FILTERS
-    lies_so = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % CHANNELS == 0
-    if lies_so and x.flags.c_contiguous and y.flags.c_contiguous and n * h * w >= ROWS:
-        flat_x, flat_y, flat_z = (a.reshape(-1, a.shape[3]) for a in (x, y, z))
-        multiply_pixels(flat_x, panels, flat_y, bias, flat_z, add, floor)
+    pointwise = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % CHANNELS == 0
+    if pointwise and y.flags.c_contiguous and n * h * w >= ROWS:
+        multiply_pixels(x, panels, y.reshape(-1, y.shape[3]), bias, z.reshape(-1, z.shape[3]), add, floor)
         return
     row = stride[0] * y.shape[2] * stride[1] * -(-c // CHANNELS) * CHANNELS * 2 * parts
     image, strip = y.shape[1] * row, y.shape[1]

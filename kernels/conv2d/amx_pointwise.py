@@ -2,8 +2,9 @@
 
     y[m, k] = sum over c of x[m, c] * w[c, k]        m: pixels
 
-bfloat16 is read as it lies. float32 is taken apart (amx_tile.py), 32 channels of a pixel's part beside those of the
-next pixel's: a tile is 16 cache lines in a row.
+bfloat16 that is read once is read as it lies. Else, and where a stride leaves pixels out, it is copied, and float32 is
+taken apart (amx_tile.py): 32 channels of a pixel, or of a part of it, beside those of the next pixel, so that a tile is
+16 cache lines in a row.
 
 near    few filters: they stay in the second-level cache, and 32 pixels after the other meet all of them
 far     many: a block of pixels stays there, and one panel of filters after the other meets all of it
@@ -20,12 +21,12 @@ import numpy as np
 from ..cpu.amx import ROWS, configure, new_state, release
 from ..cpu.jit import get_num_threads, helper
 from ..cpu.parallel import parallel
-from ..cpu.transforms import fetch, fetch_to_second_level
+from ..cpu.transforms import fetch, fetch_to_second_level, move
 from .amx_tile import CHANNELS, finish, multiply, numbers, split
 from .packing import aligned
 
 _PAIR = 2 * ROWS  # pixels of a product
-_LINE, _TILE = 64, 1024  # bytes
+_LINE = 64
 _LARGE_FILTERS = 1 << 19  # bytes from which on they are far,
 _FAR = 1 << 20  # and bytes of a block of pixels then
 _TASKS_OF_A_THREAD = 4
@@ -33,54 +34,60 @@ _DEPTH = {1: 8, 3: 2}  # steps of a product, by the parts of a number
 
 
 def multiply_pixels(x, panels, y, bias, z, add, floor):
-    """y (M, K), from x (M, C), C whole steps and M at least 16, and panels of filters (parts, panels of K, 1, 1, C/2,
-    width); bias, z (M, K), add and floor as `epilogue` gives them."""
-    (parts, count), pairs, threads = panels.shape[:2], -(-len(x) // _PAIR), get_num_threads()
+    """y (M, K), from x (N, H, W, C) of any strides, C whole steps and M = N H W at least 16, and panels of filters
+    (parts, panels of K, 1, 1, C/2, width); bias, z (M, K), add and floor as `epilogue` gives them."""
+    (parts, count), pairs, threads = panels.shape[:2], -(-len(y) // _PAIR), get_num_threads()
     far = panels.nbytes > _LARGE_FILTERS
+    apart = x.itemsize == 4 or far or not x.flags.c_contiguous
+    if x.flags.c_contiguous:
+        x = x.reshape(1, 1, *y.shape[:1], x.shape[3])
     if far:  # blocks of the same size for every thread
         blocks = min(pairs, threads * -(-x.size * 2 * parts // (threads * _FAR)))
     else:
         blocks = min(pairs, threads * _TASKS_OF_A_THREAD)
     groups = min(count, -(-threads // blocks)) if far else 1
-    _multiply(blocks * groups, x, panels, y, far, _DEPTH[parts], blocks, groups, bias, z, add, floor)
+    _multiply(blocks * groups, x, panels, y, apart, far, _DEPTH[parts], blocks, groups, bias, z, add, floor)
 
 
 @parallel()
-def _multiply(task, x, panels, y, far, depth, blocks, groups, bias, z, add, floor):
+def _multiply(task, x, panels, y, apart, far, depth, blocks, groups, bias, z, add, floor):
     group, block = divmod(task, blocks)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
-    pairs = (len(x) + _PAIR - 1) // _PAIR
-    start = min(pairs * block // blocks * _PAIR, len(x) - ROWS)
-    stop = max(min(pairs * (block + 1) // blocks * _PAIR, len(x)), start + ROWS)
+    pairs, size = (len(y) + _PAIR - 1) // _PAIR, x.shape[3] * panels.shape[0]
+    start = min(pairs * block // blocks * _PAIR, len(y) - ROWS)
+    stop = max(min(pairs * (block + 1) // blocks * _PAIR, len(y)), start + ROWS)
     pixels = (stop - start + _PAIR - 1) // _PAIR * _PAIR if far else _PAIR
-    seen = numbers(3 * (pixels + 1) * x.shape[1] if x.itemsize == 4 else 1)
+    seen = numbers((pixels + 1) * size if apart else 1)
     state, sums = new_state(), aligned((pixels if far else _PAIR * (last - first)) * panels.shape[5], bias)
-    x, y, z = x[start:stop], y[start:stop], z[start:stop]
+    y, z = y[start:stop], z[start:stop]
     if far:
-        _sum_far(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor)
+        _sum_far(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor)
     else:
-        _sum_near(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor)
+        _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor)
 
 
 @helper()
-def _sum_near(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor):
-    n, row, steps = len(x), x.strides[0], x.shape[1] // CHANNELS
-    strides, size = _strides(x, pixels), _PAIR * panels.shape[5] * 4
+def _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor):
+    n, row, steps = len(y), x.strides[2], x.shape[3] // CHANNELS
+    strides, size = _strides(x, panels, apart, pixels), _PAIR * panels.shape[5] * 4
     products = (last - first) * ((steps + depth - 1) // depth)
     share = (_PAIR * row // _LINE + products - 1) // products * _LINE
     configure(state)
     for m in range(0, n, _PAIR):
-        where = min(m, n - ROWS), min(m + ROWS, n - ROWS)  # the last rows end with x (and are computed again)
-        a, a_too, following = _row(x, where[0]), _row(x, where[1]), _row(x, m + _PAIR)
-        if x.itemsize == 4:
-            _take_apart(x, where[0], ROWS, seen, 0, strides)
-            _take_apart(x, where[1], ROWS, seen, ROWS, strides)
+        where = min(m, n - ROWS), min(m + ROWS, n - ROWS)  # the last rows end with y (and are computed again)
+        if apart:
+            _take_apart(x, start + where[0], ROWS, panels, seen, 0, strides)
+            _take_apart(x, start + where[1], ROWS, panels, seen, ROWS, strides)
             a, a_too = _row(seen, 0), _row(seen, ROWS * CHANNELS)
+        else:
+            a, a_too = x.ctypes.data + (start + where[0]) * row, x.ctypes.data + (start + where[1]) * row
+        following = x.ctypes.data + (start + m + _PAIR) * row
         for i in range(0, steps, depth):
             count = min(depth, steps - i)
             for j in range(first, last):
-                fetch_to_second_level(following, share)
-                following += share
+                if len(x) == 1:  # one pixel after the other
+                    fetch_to_second_level(following, share)
+                    following += share
                 if i + count == steps:
                     _fetch_rows(y, where, j * panels.shape[5], panels.shape[5])
                 _add_product(
@@ -91,11 +98,11 @@ def _sum_near(state, sums, seen, pixels, x, panels, first, last, y, depth, bias,
 
 
 @helper()
-def _sum_far(state, sums, seen, pixels, x, panels, first, last, y, depth, bias, z, add, floor):
-    n, steps, parts, width = len(x), x.shape[1] // CHANNELS, panels.shape[0], panels.shape[5]
-    strides, a = _strides(x, pixels), _row(x, 0)
-    if x.itemsize == 4:
-        _take_apart(x, 0, n, seen, 0, strides)
+def _sum_far(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor):
+    n, steps, parts, width = len(y), x.shape[3] // CHANNELS, panels.shape[0], panels.shape[5]
+    strides, a = _strides(x, panels, apart, pixels), np.int64(x.ctypes.data + start * x.strides[2])
+    if apart:
+        _take_apart(x, start, n, panels, seen, 0, strides)
         a = _row(seen, 0)
     pairs, size = pixels // _PAIR, _PAIR * width * 4
     share = (min(depth, steps) * ROWS * width * 4 // _LINE + pairs - 1) // pairs * _LINE
@@ -122,21 +129,32 @@ def _row(x, m):
 
 
 @helper(inline=True)
-def _strides(x, pixels):
+def _strides(x, panels, apart, pixels):
     """Bytes from a pixel to the next, from step to step and from part to part; apart, no power of 2 but a line more."""
-    if x.itemsize == 2:
-        return x.strides[0], _LINE, 0
+    if not apart:
+        return x.strides[2], _LINE, 0
     part = (pixels + 1) * _LINE
-    return _LINE, 3 * part, part
+    return _LINE, panels.shape[0] * part, part
 
 
 @helper(inline=True)
-def _take_apart(x, first, count, seen, place, strides):
+def _take_apart(x, first, count, panels, seen, place, strides):
     """The parts of some pixels of x, at a place of `seen`."""
+    image, h = divmod(first, x.shape[1] * x.shape[2])
+    h, w = divmod(h, x.shape[2])
     for m in range(count):
+        source = x.ctypes.data + image * x.strides[0] + h * x.strides[1] + w * x.strides[2]
         target = _row(seen, 0) + (place + m) * strides[0]
-        for i in range(x.shape[1] // CHANNELS):
-            split(_row(x, first + m) + i * CHANNELS * 4, target + i * strides[1], strides[2], CHANNELS)
+        for i in range(x.shape[3] // CHANNELS):
+            if x.itemsize == 4:
+                split(source + i * CHANNELS * 4, target + i * strides[1], strides[2], CHANNELS)
+            else:
+                move(source + i * _LINE, target + i * strides[1], _LINE)
+        w += 1
+        if w == x.shape[2]:
+            w, h = 0, h + 1
+            if h == x.shape[1]:
+                h, image = 0, image + 1
 
 
 @helper(inline=True)
