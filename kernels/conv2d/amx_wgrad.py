@@ -24,6 +24,7 @@ from ..cpu.jit import helper
 from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import interleave, transpose_block
+from ..cpu.vectors import load, store_as
 from ..memory import empty, to_nhwc
 from .amx_tile import amx_kernel, interleave_parts, multiply, numbers, parts_of
 from .packing import panel_width, unpacked
@@ -61,6 +62,10 @@ def _rank_float32(x, dy, *, stride, kernel_hw, **params):
     note="AMX: x transposed, 32 channels x 32 filters of a tap at a time",
 )
 def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
+    pointwise = kernel_hw == stride == (1, 1) and padding == (0, 0)
+    turned = pointwise and x.shape[1] > dy.shape[1] and x.shape[1] % 16 == 0
+    if turned:  # dw transposed is the gradient with x and dy in each other's place, and to transpose x takes longer
+        x, dy = dy, x
     (c, k), (r, s), dtype = (x.shape[1], dy.shape[1]), kernel_hw, x.dtype
     x, dy, depth = to_nhwc(x), bits(to_nhwc(dy)), c
     if c % 16:
@@ -84,9 +89,25 @@ def wgrad_amx(x, dy, *, stride, padding, dilation, groups, kernel_hw):
         _lay_out(-(-length // (_BLOCKS * _BLOCK)), bits(x), dy, seen, upstream, grid, phases, stride)
         tasks = -(-depth // _CHANNELS) * -(-(k // width) // _PANELS)
         _sum_parts(tasks, seen, upstream, sums[0], shifts)
+    if turned:
+        dw = empty((c, k, 1, 1), dtype)
+        _add_up(c, sums.reshape(splits, -1, c, width), bits(dw))
+        return dw
     strides = taps * depth * width, width, kernel_hw[1] * depth * width, depth * width
     dw = unpacked(sums.reshape(splits, -1), strides, (k, depth, *kernel_hw), dtype)
     return folded_filters(dw, c, s) if c % 16 else dw
+
+
+@parallel()
+def _add_up(i, sums, dw):
+    """Row i of dw (C, K, 1, 1), of all parts (parts, panels of K, C, width)."""
+    width = sums.shape[3]
+    for j in range(sums.shape[1]):
+        for l in range(0, width, _LANES):
+            total = load(sums[0, j, i, l:].ctypes.data, _LANES, sums.dtype)
+            for part in range(1, len(sums)):
+                total = total + load(sums[part, j, i, l:].ctypes.data, _LANES, sums.dtype)
+            store_as(dw.ctypes.data + (i * dw.shape[1] + j * width + l) * dw.itemsize, total, dw.dtype)
 
 
 def _grid(pq, hw, rs, stride, padding, dilation):
