@@ -228,7 +228,7 @@ def _multiply_images(
     part = (at_once * height * columns + ROWS * stride[1]) * 4 * depth  # tiles hang over at the end
     seen = numbers(parts * part // 2)
     clear(seen.ctypes.data, parts * part)
-    state, sums = new_state(), aligned(2 * ROWS * width, bias)
+    state, sums = new_state(), aligned(2 * 2 * ROWS * width, bias)
     _sum_images(
         state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
         dilation, at_once, strip, far, bias, z[start:stop], add, floor,
@@ -303,33 +303,38 @@ def _sum_image(
     state, sums, a, step, row, outer, part, pitch, panels, first, last,
     out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype, size,
 ):  # fmt: skip
-    """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise."""
+    """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise.
+
+    A product is finished after the next one was asked for: its sums are there by then, and while vectors are computed
+    the tiles go on multiplying.
+    """
     parts, _, r_size, taps, depth, width = panels.shape
     runs, length = (1, (p_size - 1) * pitch + q_size) if pitch else (p_size, q_size)
     tiles = (length + ROWS - 1) // ROWS
     steps, c_row, place = taps * depth // ROWS, width * 4, np.int64(sums.ctypes.data)
-    second = place + ROWS * c_row
-    for t in range(0, runs * tiles, 2):
-        run, m = divmod(t, tiles)
-        run_too, m_too = divmod(min(t + 1, runs * tiles - 1), tiles)
-        m, m_too = m * ROWS, m_too * ROWS
-        (p, q), (p_too, q_too) = (divmod(m, pitch), divmod(m_too, pitch)) if pitch else ((run, m), (run_too, m_too))
-        for j in range(first, last):
+    count, block = last - first, 2 * ROWS * width * 4
+    products = (runs * tiles + 1) // 2 * count
+    for n in range(products + 1):
+        if n < products:
+            t, j = 2 * (n // count), first + n % count
+            (run, m), (run_too, m_too) = divmod(t, tiles), divmod(min(t + 1, runs * tiles - 1), tiles)
+            here = place + n % 2 * block
+            second = here + ROWS * c_row
             multiply(
-                state, a + run * row + m * step, a + run_too * row + m_too * step, (step, _LINE, part, outer),
-                panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], steps, r_size, parts,
-                place, second, c_row, False, (place, second), c_row, width > ROWS,
+                state, a + run * row + m * ROWS * step, a + run_too * row + m_too * ROWS * step,
+                (step, _LINE, part, outer), panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], steps,
+                r_size, parts, here, second, c_row, False, (here, second), c_row, width > ROWS,
             )  # fmt: skip
-            column = j * width
+        if n > 0:
+            t, column, done = 2 * ((n - 1) // count), (first + (n - 1) % count) * width, place + (n - 1) % 2 * block
             shift = bias.ctypes.data + column * 4 if bias.size > 0 else 0
-            _finish(
-                place, width, p, q, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
-                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
-            )  # fmt: skip
-            _finish(
-                second, width, p_too, q_too, pitch, p_size, q_size, shift, out + column * size, out_row, out_pixel,
-                skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
-            )  # fmt: skip
+            for tile in (t, min(t + 1, runs * tiles - 1)):
+                run, m = divmod(tile, tiles)
+                p, q = divmod(m * ROWS, pitch) if pitch else (run, m * ROWS)
+                _finish(
+                    done + (tile - t) * ROWS * c_row, width, p, q, pitch, p_size, q_size, shift, out + column * size,
+                    out_row, out_pixel, skip + column * size, skip_row, skip_pixel, add, floor, bias.dtype, dtype,
+                )  # fmt: skip
 
 
 @helper()
