@@ -5,9 +5,10 @@ idea, a block of 32 x 32 sums at a time.
     dgrad   fprop over dy, the filter turned round and transposed; at stride u, each residue modulo u by itself
 
 The rows of a tile are 16 pixels of the output, neighbours in memory: of a copy with zeros around (and its channels
-filled up to whole tiles), some images at a time, which stays in the second-level cache. (1x1: amx_pointwise.py.) Where rows of the output are short, tiles run over their ends into the next row (`_pitch`), and what
-lies between two rows is not written. Filters are packed once per call, two neighbouring channels side by side. Summed
-in float32; bias, skip, ReLU and the rounding are done on the block of sums.
+filled up to whole tiles), some images at a time, which stays in the second-level cache. (For 1x1: amx_pointwise.py.)
+Where rows of the output are short, tiles run over their ends into the next row (`_pitch`), and what lies between two
+rows is not written. Filters are packed once per call, two neighbouring channels side by side. Summed in float32; bias,
+skip, ReLU and the rounding are done on the block of sums.
 """
 
 from __future__ import annotations
