@@ -34,7 +34,7 @@ def widened(
 
     step: a kernel of its own for 16 bits goes before this one at the same step, or a later one. like: for every output,
     the argument whose dtype it gets.
-    exact: False for the best one that is not exact (Winograd), where that is the best of all; error_scale: then its.
+    exact: False for the best one that is not exact (as Winograd), where that is the best of all; error_scale: then its.
     """
 
     def supports(*arrays: Any, **params: Any) -> bool:

@@ -2,12 +2,12 @@
 
     y[m, k] = sum over c of x[m, c] * w[c, k]        m: pixels
 
-bfloat16 that is read once is read as it lies. Else, and where a stride leaves pixels out, it is copied, and float32 is
-taken apart (amx_tile.py): 32 channels of a pixel, or of a part of it, beside those of the next pixel, so that a tile is
-16 cache lines in a row.
-
 near    few filters: they stay in the second-level cache, and 32 pixels after the other meet all of them
 far     many: a block of pixels stays there, and one panel of filters after the other meets all of it
+
+Near, bfloat16 is read as it lies; far, and where a stride leaves pixels out, it is copied, and float32 is taken apart
+(amx_tile.py): 32 channels of a pixel, or of a part of it, beside those of the next pixel, so that a tile is 16 cache
+lines in a row.
 
 A product is of a few steps, so that the factor which is used again stays in the first-level cache; sums of float32 that
 are nothing but sums are stored where they belong. In between memory is asked for: the next pixels, which are read one
@@ -85,7 +85,7 @@ def _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart
         for i in range(0, steps, depth):
             count = min(depth, steps - i)
             for j in range(first, last):
-                if len(x) == 1:  # one pixel after the other
+                if len(x) == 1:  # all pixels are one row
                     fetch_to_second_level(following, share)
                     following += share
                 if i + count == steps:
