@@ -37,10 +37,25 @@ def run(problem: str, *arrays: Any, **params: Any) -> Any:
 
     Raises NotImplementedError naming the problem, device and dtypes where no kernel takes them.
     """
-    call = kernel = select(problem, *arrays, **params)
+    return _call(select(problem, *arrays, **params), arrays, params)
+
+
+def run_with(more: str, further: tuple, problem: str, *arrays: Any, **params: Any) -> tuple[bool, Any]:
+    """`run`, or in its place the problem `more`, of further arrays, by the kernel of the same name, where there is one:
+    it computes the same way, and more in the same pass. Returns whether it did, and what came out."""
+    kernel = select(problem, *arrays, **params)
+    candidates = _taking(more, kernel.device, (*arrays, *further), params)
+    beside = next((k for k in candidates if k.name == kernel.name), None)
+    if beside is None:
+        return False, _call(kernel, arrays, params)
+    return True, _call(beside, (*arrays, *further), params)
+
+
+def _call(kernel: Any, arrays: tuple, params: dict[str, Any]) -> Any:
+    compute = kernel
     for observe in _state.observers:
-        call = observe(kernel) or call
-    return call(*arrays, **params)
+        compute = observe(kernel) or compute
+    return compute(*arrays, **params)
 
 
 def select(problem: str, *arrays: Any, **params: Any) -> Any:

@@ -3,8 +3,7 @@
 An op is a `Function`. Applying it makes a `Node`, which remembers what its backward needs and where its inputs came
 from. `backward` walks the nodes from the last made to the first: a node's inputs were always made before it, so when
 a node's turn comes every path from the loss to it has delivered its share of the gradient. (Walking recursively
-instead would count a residual block's input 2^n times over n blocks.)
-First order only: `Function.backward` takes and returns raw arrays.
+instead would count a residual block's input 2^n times over n blocks.) First order only: backward is of raw arrays.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Tensor(Methods):
     of the same shape (leaves only, or after `retain_grad`). Operators and methods are attached by `minires.ops`.
     """
 
-    __slots__ = ("__weakref__", "_requires_grad", "array", "grad", "grad_hooks", "node", "version")
+    __slots__ = ("__weakref__", "_requires_grad", "array", "grad", "grad_hooks", "node", "statistics", "version")
     __array_ufunc__ = None  # let `ndarray * Tensor` reach Tensor.__rmul__
 
     def __init__(self, array: Any, requires_grad: bool = False, node: Node | None = None):
@@ -47,6 +46,7 @@ class Tensor(Methods):
         self.grad: Tensor | None = None
         self.grad_hooks: dict[int, Callable[[Tensor], Tensor | None]] = {}
         self.version = [0]  # counts writes into the memory; shared by the tensors that show it
+        self.statistics: tuple[list[Any], list[int], int] | None = None  # and the version they are of: `ops.conv2d`
 
     shape = property(lambda self: self.array.shape)
     dtype = property(lambda self: self.array.dtype)
@@ -114,8 +114,8 @@ class Node:
 
     fn: the Function. params: its keyword parameters. inputs: per input the vertex that its gradient flows to (a Node,
     a leaf Tensor, or None where no gradient is needed). needs_grad: which inputs need one; backward may return None
-    for the others. saved_for_backward: arrays kept by `save_for_backward`. scope: the module it ran in. Forward may set
-    more attributes on it for backward (shapes, indices).
+    for the others. saved_for_backward: arrays kept by `save_for_backward`. scope: the module it ran in. elsewhere: in
+    backward, an input's gradient so far, (array, _); who sets it to None returns the sum with it. Forward may set more.
     """
 
     __slots__ = tuple(
@@ -199,24 +199,23 @@ def _as_array(value: Any) -> Any:
 
 def _memory(array: Any) -> int:
     """The same number for arrays that show the same memory."""
-    base = getattr(array, "base", None)
-    return id(array if base is None else base)
+    return id(array if (base := getattr(array, "base", None)) is None else base)
 
 
 def _walk_back(root: Vertex, dy: Any, retain_graph: bool) -> None:
     """Visit every vertex below `root` once, after all of its consumers, with its whole gradient."""
-    grads: dict[Vertex, tuple[Any, bool]] = {}  # the gradient so far, and whether its memory is ours to write into
+    grads: dict[Vertex, Any] = {}  # the gradient so far, and whether its memory is ours to write into
     leaves: list[Tensor] = []
     queue: list[tuple[int, Node]] = []  # the last made node first
 
     def give(vertex: Vertex, share: Any, ours: bool) -> None:
-        if vertex in grads:  # the residual add hands one array to both of its inputs: only what is ours is written into
+        if grads.get(vertex):  # the residual add hands one array to both inputs: only what is ours is written into
             total, owned = grads[vertex]
             total, share = (total, share) if owned else (share, total)
-            grads[vertex] = (accumulate(total, share) if owned or ours else total + share), True
-        else:
-            grads[vertex] = share, ours
+            share, ours = (accumulate(total, share) if owned or ours else total + share), True
+        elif vertex not in grads:
             leaves.append(vertex) if isinstance(vertex, Tensor) else heapq.heappush(queue, (-vertex.number, vertex))
+        grads[vertex] = share, ours
 
     def visit(node: Node) -> None:
         dy, _ = _hooked(node.grad_hooks, *grads.pop(node))
@@ -224,6 +223,7 @@ def _walk_back(root: Vertex, dy: Any, retain_graph: bool) -> None:
             tensor._add_grad(dy, False)
         for hook in state.hooks:
             hook.backward_pre(node, dy)
+        vars(node)["elsewhere"] = {} if state.hooks else grads  # hooks are shown every share by itself
         shares = node.backward(dy)
         for hook in reversed(state.hooks):
             hook.backward_post(node, dy, shares)

@@ -165,8 +165,9 @@ from numba import types
 from minires.kernels.conv2d.amx_kernels import _multiply_images
 images, pair, number = types.Array(types.uint16, 4, "C"), types.UniTuple(types.int64, 2), types.int64
 bias, panels = types.Array(types.float32, 1, "C"), types.Array(types.uint32, 6, "C")
-flag = types.boolean
-arguments = number, images, panels, images, pair, pair, *[number] * 4, flag, number, bias, images, flag, types.float32
+flag, sums = types.boolean, types.Array(types.float64, 3, "C")
+after = bias, images, flag, types.float32, sums
+arguments = number, images, panels, images, pair, pair, *[number] * 4, flag, number, *after
 _multiply_images.compile(arguments)
 print(_multiply_images.inspect_asm()[arguments])
 """

@@ -27,8 +27,10 @@ from ..memory import empty, empty_nhwc, to_nhwc
 from .amx_pointwise import multiply_pixels
 from .amx_tile import CHANNELS, amx_kernel, finish, interleave_parts, multiply, numbers, parts_of, split
 from .bfloat16_kernels import pair, paired
+from .dgrad_add import dgrad_add_kernel
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
+from .genstats import NONE, add_up, genstats_kernel, new_sums, with_statistics
 from .numba_kernels import residues
 from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -87,6 +89,11 @@ def fprop_amx(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w, stride, padding, dilation)
 
 
+@genstats_kernel(fprop_amx)
+def fprop_amx_genstats(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, stride, padding, dilation, statistics=True)
+
+
 @amx_kernel(
     CONV2D_BIAS_ACT,
     supports=_bias_act_supports,
@@ -98,7 +105,7 @@ def bias_act_amx(x, w, b, z, *, stride, padding, dilation, groups, relu):
     return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def _convolve(x, w, stride, padding, dilation, *more):
+def _convolve(x, w, stride, padding, dilation, *more, statistics=False):
     x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
@@ -110,8 +117,8 @@ def _convolve(x, w, stride, padding, dilation, *more):
     x = bits(x)
     if panels.shape[2:4] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
         x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
-    _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more)
-    return y
+    sums = _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more, statistics=statistics)
+    return with_statistics(y, sums)
 
 
 @amx_kernel(
@@ -122,13 +129,22 @@ def _convolve(x, w, stride, padding, dilation, *more):
     note="AMX: stride² convolutions over dy",
 )
 def dgrad_amx(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw)
+
+
+@dgrad_add_kernel(dgrad_amx)
+def dgrad_add_amx(dy, w, z, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw, z)
+
+
+def _dgrad(dy, w, stride, padding, dilation, input_hw, z=None):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = _panels(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
         chosen = of_residue(panels.reshape(-1, *panels.shape[2:]), r_taps, s_taps)
         chosen = chosen.reshape(*panels.shape[:2], *chosen.shape[1:])
-        _multiply(bits(dy), chosen, part, (1, 1), (-rows[0], -cols[0]), dilation[0])
+        _multiply(bits(dy), chosen, part, (1, 1), (-rows[0], -cols[0]), dilation[0], None, z)
     return dx
 
 
@@ -187,18 +203,18 @@ def _unfolded_panels(w):
     return _panels(unfolded_filters(w), False)
 
 
-def _multiply(x, panels, y, stride, padding, dilation, *more):
+def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False):
     """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C), panels of filters (parts, panels of K, R,
-    S, C/2, width), and what `epilogue` takes."""
+    S, C/2, width), and what `epilogue` takes. Returns the sums of its statistics, where they are wanted."""
     (n, h, w, c), threads, parts = x.shape, get_num_threads(), len(panels)
     if y.size == 0:
-        return
+        return NONE
     bias, z, add, floor = epilogue(y, *more)
     far = panels.nbytes > _LARGE_FILTERS
     pointwise = panels.shape[2:4] == (1, 1) and padding == (0, 0) and y.shape[1:3] == (h, w) and c % CHANNELS == 0
     if pointwise and y.flags.c_contiguous and n * h * w >= ROWS:
-        multiply_pixels(x, panels, y.reshape(-1, y.shape[3]), bias, z.reshape(-1, z.shape[3]), add, floor)
-        return
+        pixels = y.reshape(-1, y.shape[3]), bias, z.reshape(-1, z.shape[3]), add, floor
+        return multiply_pixels(x, panels, *pixels, statistics)
     row = stride[0] * y.shape[2] * stride[1] * -(-c // CHANNELS) * CHANNELS * 2 * parts
     image, strip = y.shape[1] * row, y.shape[1]
     if far and image <= _FAR:
@@ -209,15 +225,18 @@ def _multiply(x, panels, y, stride, padding, dilation, *more):
         strip = -(-strip // -(-strip // max(_STRIP_ROWS, _NEAR // row)))
     pieces = -(-n // images)
     groups = min(panels.shape[1], -(-threads // pieces)) if far else 1
+    sums = new_sums(n, y.shape[3], statistics)
     _multiply_images(
         pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add,
-        floor,
+        floor, sums,
     )  # fmt: skip
+    return sums
 
 
 @parallel()
 def _multiply_images(
-    task, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add, floor
+    task, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add, floor,
+    totals,
 ):  # fmt: skip
     piece, group = divmod(task, groups)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
@@ -231,14 +250,14 @@ def _multiply_images(
     state, sums = new_state(), aligned(2 * 2 * ROWS * width, bias)
     _sum_images(
         state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
-        dilation, at_once, strip, far, bias, z[start:stop], add, floor,
+        dilation, at_once, strip, far, bias, z[start:stop], add, floor, totals[start:stop],
     )  # fmt: skip
 
 
 @helper()
 def _sum_images(
     state, sums, seen, part, height, columns, x, panels, first, last, y, stride, padding, dilation, at_once, strip, far,
-    bias, z, add, floor,
+    bias, z, add, floor, totals,
 ):  # fmt: skip
     (n, p_size, q_size, _), (parts, _, r_size, _, depth, _) = y.shape, panels.shape
     pixel = 4 * depth
@@ -264,6 +283,12 @@ def _sum_images(
                         panels, j, j + step, out, y.strides[1], y.strides[2], rows, q_size, bias, skip, z.strides[1],
                         z.strides[2], add, floor, y.dtype, y.itemsize,
                     )  # fmt: skip
+                    if len(totals) > 0:
+                        k, beyond = j * panels.shape[5], (j + step) * panels.shape[5]
+                        add_up(
+                            out + k * y.itemsize, y.strides[1], y.strides[2], rows, q_size, totals[m], k, beyond,
+                            y.itemsize, y.dtype,
+                        )  # fmt: skip
     release(state)
 
 

@@ -23,6 +23,7 @@ from ..cpu.jit import get_num_threads, helper
 from ..cpu.parallel import parallel
 from ..cpu.transforms import fetch, fetch_to_second_level, move
 from .amx_tile import CHANNELS, finish, multiply, numbers, split
+from .genstats import add_up, new_sums
 from .packing import aligned
 
 _PAIR = 2 * ROWS  # pixels of a product
@@ -30,12 +31,14 @@ _LINE = 64
 _LARGE_FILTERS = 1 << 19  # bytes from which on they are far,
 _FAR = 1 << 20  # and bytes of a block of pixels then
 _TASKS_OF_A_THREAD = 4
+_SHARES = 64  # of pixels, at most, each with its own statistics
 _DEPTH = {1: 8, 3: 2}  # steps of a product, by the parts of a number
 
 
-def multiply_pixels(x, panels, y, bias, z, add, floor):
+def multiply_pixels(x, panels, y, bias, z, add, floor, statistics):
     """y (M, K), from x (N, H, W, C) of any strides, C whole steps and M = N H W at least 16, and panels of filters
-    (parts, panels of K, 1, 1, C/2, width); bias, z (M, K), add and floor as `epilogue` gives them."""
+    (parts, panels of K, 1, 1, C/2, width); bias, z (M, K), add and floor as `epilogue` gives them. Returns the sums of
+    its statistics, where they are wanted."""
     (parts, count), pairs, threads = panels.shape[:2], -(-len(y) // _PAIR), get_num_threads()
     far = panels.nbytes > _LARGE_FILTERS
     apart = x.itemsize == 4 or far or not x.flags.c_contiguous
@@ -45,29 +48,44 @@ def multiply_pixels(x, panels, y, bias, z, add, floor):
         blocks = min(pairs, threads * -(-x.size * 2 * parts // (threads * _FAR)))
     else:
         blocks = min(pairs, threads * _TASKS_OF_A_THREAD)
+    shares = min(pairs, _SHARES) if statistics else blocks
+    blocks = min(blocks, shares)  # each is of whole shares
     groups = min(count, -(-threads // blocks)) if far else 1
-    _multiply(blocks * groups, x, panels, y, apart, far, _DEPTH[parts], blocks, groups, bias, z, add, floor)
+    sums = new_sums(shares, y.shape[1], statistics)
+    tasks = blocks * groups
+    _multiply(tasks, x, panels, y, apart, far, _DEPTH[parts], blocks, shares, groups, bias, z, add, floor, sums)
+    return sums
 
 
 @parallel()
-def _multiply(task, x, panels, y, apart, far, depth, blocks, groups, bias, z, add, floor):
+def _multiply(task, x, panels, y, apart, far, depth, blocks, shares, groups, bias, z, add, floor, totals):
     group, block = divmod(task, blocks)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
     pairs, size = (len(y) + _PAIR - 1) // _PAIR, x.shape[3] * panels.shape[0]
-    start = min(pairs * block // blocks * _PAIR, len(y) - ROWS)
-    stop = max(min(pairs * (block + 1) // blocks * _PAIR, len(y)), start + ROWS)
+    pair = pairs * (shares * block // blocks) // shares
+    beyond = pairs * (shares * (block + 1) // blocks) // shares
+    start = min(pair * _PAIR, len(y) - ROWS)
+    stop = max(min(beyond * _PAIR, len(y)), start + ROWS)
     pixels = (stop - start + _PAIR - 1) // _PAIR * _PAIR if far else _PAIR
     seen = numbers((pixels + 1) * size if apart else 1)
     state, sums = new_state(), aligned((pixels if far else _PAIR * (last - first)) * panels.shape[5], bias)
-    y, z = y[start:stop], z[start:stop]
+    y, z, counted = y[start:stop], z[start:stop], (pair, pair * _PAIR - start, pairs, shares)
     if far:
-        _sum_far(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor)
+        _sum_far(
+            state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor, totals,
+            counted,
+        )  # fmt: skip
     else:
-        _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor)
+        _sum_near(
+            state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor, totals,
+            counted,
+        )  # fmt: skip
 
 
 @helper()
-def _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor):
+def _sum_near(
+    state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor, totals, counted
+):  # fmt: skip
     n, row, steps = len(y), x.strides[2], x.shape[3] // CHANNELS
     strides, size = _strides(x, panels, apart, pixels), _PAIR * panels.shape[5] * 4
     products = (last - first) * ((steps + depth - 1) // depth)
@@ -94,11 +112,15 @@ def _sum_near(state, sums, seen, pixels, x, start, panels, first, last, y, apart
                     state, _row(sums, 0) + (j - first) * size, a, a_too, strides, panels, i, count, j, y, where, bias,
                     z, add, floor,
                 )  # fmt: skip
+                if i + count == steps and len(totals) > 0:
+                    _add_up(y, totals, counted, m // _PAIR, j, panels.shape[5])
     release(state)
 
 
 @helper()
-def _sum_far(state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor):
+def _sum_far(
+    state, sums, seen, pixels, x, start, panels, first, last, y, apart, depth, bias, z, add, floor, totals, counted
+):  # fmt: skip
     n, steps, parts, width = len(y), x.shape[3] // CHANNELS, panels.shape[0], panels.shape[5]
     strides, a = _strides(x, panels, apart, pixels), np.int64(x.ctypes.data + start * x.strides[2])
     if apart:
@@ -120,6 +142,8 @@ def _sum_far(state, sums, seen, pixels, x, start, panels, first, last, y, apart,
                     state, _row(sums, 0) + t * size, a + where[0] * strides[0], a + where[1] * strides[0], strides,
                     panels, i, count, j, y, where, bias, z, add, floor,
                 )  # fmt: skip
+                if i + count == steps and len(totals) > 0:
+                    _add_up(y, totals, counted, t, j, width)
     release(state)
 
 
@@ -187,3 +211,14 @@ def _add_product(
                 place, width, shift, _row(y, m) + column * y.itemsize, y.strides[0],
                 _row(z, m) + column * z.itemsize, z.strides[0], add, floor, ROWS, bias.dtype, y.dtype,
             )  # fmt: skip
+
+
+@helper(inline=True)
+def _add_up(y, totals, counted, t, j, width):
+    """The statistics of pair t of a block of pixels, and panel j, in the sums of the share that it belongs to. counted:
+    the block's first pair, how many rows of y come before it, and how many pairs and shares there are."""
+    pair, skipped, pairs, shares = counted
+    row, stop, k = max(t * _PAIR, skipped), min((t + 1) * _PAIR, len(y)), j * width
+    at = _row(y, row) + k * y.itemsize
+    share = ((pair + t + 1) * shares - 1) // pairs
+    add_up(at, 0, y.strides[0], 1, stop - row, totals[share], k, k + width, y.itemsize, y.dtype)

@@ -20,8 +20,10 @@ from ..cpu.transforms import copy, interleave
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
+from .dgrad_add import dgrad_add_kernel
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
+from .genstats import NONE, genstats_kernel, new_sums, with_statistics
 from .numba_kernels import residues
 from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -48,6 +50,11 @@ def fprop_direct_bfloat16(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w, stride, padding, dilation)
 
 
+@genstats_kernel(fprop_direct_bfloat16)
+def fprop_direct_bfloat16_genstats(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, stride, padding, dilation, statistics=True)
+
+
 def _bias_act_supports(x, w, b, z, *, relu, **params):
     return _fprop_supports(x, w, **params)
 
@@ -64,21 +71,22 @@ def bias_act_direct_bfloat16(x, w, b, z, *, stride, padding, dilation, groups, r
     return _convolve(x, w, stride, padding, dilation, b, z, relu)
 
 
-def _convolve(x, w, stride, padding, dilation, *more):
+def _convolve(x, w, stride, padding, dilation, *more, statistics=False):
     if x.shape[1] % 2:
         x, w = in_pairs(x), np.pad(w, ((0, 0), (0, 1), (0, 0), (0, 0)))
     else:
         x = to_nhwc(x)
     hw = out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
-    _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more)
-    return y
+    sums = new_sums(x.shape[0], w.shape[0], statistics)
+    _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more, sums=sums)
+    return with_statistics(y, sums)
 
 
-def _multiply(x, panels, y, taps, stride, padding, dilation, *more):
+def _multiply(x, panels, y, taps, stride, padding, dilation, *more, sums=NONE):
     """y (N, P, Q, K), of uint16, from x (N, H, W, C) and panels of filters, and what `epilogue` takes."""
     panels = panels.reshape(*panels.shape[:2], -1, panels.shape[4])  # the taps of a filter's row are one run
-    multiply_strips(bits(x).view(np.uint32), panels, y, taps, stride, padding, dilation, *epilogue(y, *more))
+    multiply_strips(bits(x).view(np.uint32), panels, y, taps, stride, padding, dilation, *epilogue(y, *more), sums)
 
 
 def in_pairs(x):
@@ -118,11 +126,21 @@ def _dgrad_supports(dy, w, *, stride, padding, dilation, groups, input_hw):
     note="stride² convolutions over dy, products of pairs of channels",
 )
 def dgrad_direct_bfloat16(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw)
+
+
+@dgrad_add_kernel(dgrad_direct_bfloat16)
+def dgrad_add_direct_bfloat16(dy, w, z, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw, z)
+
+
+def _dgrad(dy, w, stride, padding, dilation, input_hw, z=None):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = paired(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        _multiply(dy, of_residue(panels, r_taps, s_taps), part, len(s_taps), (1, 1), (-rows[0], -cols[0]), dilation[0])
+        chosen, before = of_residue(panels, r_taps, s_taps), (-rows[0], -cols[0])
+        _multiply(dy, chosen, part, len(s_taps), (1, 1), before, dilation[0], None, z)
     return dx
 
 

@@ -21,6 +21,7 @@ from ..registry import kernel
 from .bfloat16_kernels import LANES, paired
 from .direct_tile import MOST_ROWS, tile, tile_rows
 from .epilogue import epilogue
+from .genstats import add_up, genstats_kernel, new_sums, with_statistics
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP
 
@@ -58,6 +59,11 @@ def fprop_pointwise_bfloat16(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w)
 
 
+@genstats_kernel(fprop_pointwise_bfloat16)
+def fprop_pointwise_bfloat16_genstats(x, w, *, stride, padding, dilation, groups):
+    return _convolve(x, w, statistics=True)
+
+
 @kernel(
     CONV2D_BIAS_ACT,
     device="cpu",
@@ -70,11 +76,10 @@ def bias_act_pointwise_bfloat16(x, w, b, z, *, stride, padding, dilation, groups
     return _convolve(x, w, b, z, relu)
 
 
-def _convolve(x, w, *more):
+def _convolve(x, w, *more, statistics=False):
     x = to_nhwc(x)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *x.shape[1:3], x.dtype)
-    _multiply(x, _pairs(w), memory, *more)
-    return y
+    return with_statistics(y, _multiply(x, _pairs(w), memory, *more, statistics=statistics))
 
 
 @kept
@@ -98,8 +103,8 @@ def dgrad_pointwise_bfloat16(dy, w, *, stride, padding, dilation, groups, input_
     return dx
 
 
-def _multiply(x, panels, y, *more):
-    """y (..., K) = x (..., C) times the panels of filters, and what `epilogue` takes."""
+def _multiply(x, panels, y, *more, statistics=False):
+    """y (..., K) = x (..., C) times the panels of filters, and what `epilogue` takes. Returns the sums."""
     c, y = x.shape[-1], bits(y)
     bias, z, add, floor = epilogue(y, *more)
     x, y, z = (a.reshape(-1, a.shape[-1]) for a in (bits(x), y, z))
@@ -109,15 +114,21 @@ def _multiply(x, panels, y, *more):
     # Blocks of pixels, and groups of panels, of almost the same size.
     blocks = max(1, len(x) // max(rows, min(448, _PIXELS // c // rows * rows)))
     groups = min(len(panels), -(-panels.size * 2 // _FILTERS))
-    _multiply_blocks(blocks * groups, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor)
+    sums = new_sums(blocks, y.shape[1], statistics)
+    _multiply_blocks(blocks * groups, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor, sums)
+    return sums
 
 
 @parallel()
-def _multiply_blocks(task, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor):
+def _multiply_blocks(task, x, panels, y, rows, vectors, blocks, groups, bias, z, add, floor, sums):
     b, g = divmod(task, groups)
     pixels = len(x) * b // blocks, len(x) * (b + 1) // blocks
     filters = len(panels) * g // groups, len(panels) * (g + 1) // groups
     _multiply_block(x, panels, y, rows, vectors, pixels, filters, bias, z, add, floor)
+    if len(sums) > 0:
+        at, row, width = y[pixels[0]].ctypes.data, y.strides[0], panels.shape[2]
+        first, last = filters[0] * width, filters[1] * width
+        add_up(at + first * 2, 0, row, 1, pixels[1] - pixels[0], sums[b], first, last, 2, y.dtype)
 
 
 @helper()

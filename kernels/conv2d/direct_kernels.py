@@ -23,7 +23,9 @@ from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..cpu.parallel import parallel
 from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
+from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue
+from .genstats import genstats_kernel, new_sums, with_statistics
 from .numba_kernels import residues, taps_of_residue
 from .packing import of_residue, pack, panel_width, unpacked
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
@@ -68,26 +70,40 @@ def fprop_direct_tile(x, w, *, stride, padding, dilation, groups):
     return convolve_direct(x, w, stride, padding, dilation)
 
 
-def convolve_direct(x, w, stride, padding, dilation, *follows):
-    """fprop, and after it what `follows`: b, z and relu of `epilogue`."""
-    x = to_nhwc(x)
+@genstats_kernel(fprop_direct_tile)
+def fprop_direct_tile_genstats(x, w, *, stride, padding, dilation, groups):
+    return convolve_direct(x, w, stride, padding, dilation, statistics=True)
+
+
+def convolve_direct(x, w, stride, padding, dilation, *follows, statistics=False):
+    """fprop, and after it what `follows`: b, z and relu of `epilogue`; with statistics y, mean and var."""
+    x, sums = to_nhwc(x), new_sums(x.shape[0], w.shape[0], statistics)
     y, memory = empty_nhwc(
         x.shape[0], w.shape[0], *out_hw(x.shape[1:3], w.shape[2:], stride, padding, dilation), x.dtype
     )
     panels, after = _runs(pack(w, False)), epilogue(memory, *follows)
-    multiply_strips(x, panels, memory, w.shape[3], stride, padding, dilation[0], *after)
-    return y
+    multiply_strips(x, panels, memory, w.shape[3], stride, padding, dilation[0], *after, sums)
+    return with_statistics(y, sums)
 
 
 @kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, note="no patches: stride² convolutions over dy")
 def dgrad_direct_tile(dy, w, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw)
+
+
+@dgrad_add_kernel(dgrad_direct_tile)
+def dgrad_add_direct_tile(dy, w, z, *, stride, padding, dilation, groups, input_hw):
+    return _dgrad(dy, w, stride, padding, dilation, input_hw, z)
+
+
+def _dgrad(dy, w, stride, padding, dilation, input_hw, z=None):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
     panels = pack(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(memory, (r, s), stride, padding, dilation):
         chosen = _runs(of_residue(panels, r_taps, s_taps))
         before = (-rows[0], -cols[0])
-        multiply_strips(dy, chosen, part, len(s_taps), (1, 1), before, dilation[0], *epilogue(part))
+        multiply_strips(dy, chosen, part, len(s_taps), (1, 1), before, dilation[0], *epilogue(part, None, z))
     return dx
 
 

@@ -25,9 +25,10 @@ from .winograd import FORMS
 
 
 def epilogue(y, b=None, z=None, relu=False):
-    """The four arguments for an output y (N, P, Q, K), of uint16 for bfloat16; z is logically (N, K, P, Q)."""
+    """The four arguments for an output y (N, P, Q, K), of uint16 for bfloat16; z is logically (N, K, P, Q). With z
+    there is a bias, if only of zeros."""
     dtype = computed(y.dtype)
-    bias = np.zeros(0, dtype) if b is None else cast(b, dtype)
+    bias = np.zeros(0 if z is None else y.shape[3], dtype) if b is None else cast(b, dtype)
     return bias, y if z is None else bits(to_nhwc(z)), z is not None, dtype.type(0 if relu else -np.inf)
 
 

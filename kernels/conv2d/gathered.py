@@ -26,6 +26,7 @@ from ..cpu.microkernel import lines_of, multiply_fetching
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
 from .epilogue import finish
+from .genstats import add_up, new_sums
 from .packing import aligned
 
 # Of a tile. 14 x 2 sums, two vectors of B and a broadcast are 31 of 32 registers, and 14 divides a ResNet's images.
@@ -36,14 +37,15 @@ _ROW = _DEPTH + _PAD
 _CACHE_NUMBERS = 1 << 17  # of a block of panels: half a megabyte of float32
 _TILES = 14  # of a task: its sums are added to by one block of steps after the other, and should not leave the cache
 _VECTOR_BYTES = simd().vector_bytes
+_SHARES = 8  # statistics are summed in blocks that any number of threads cuts alike
 
 
-def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor):
+def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor, statistics=False):
     """x (N, H, W, C), panels (panels of K, R, S, C, width), y (N, P, Q, K) of any strides but contiguous K; C a
     whole number of vectors.
 
     rows (R,), cols (S,): where each tap looks, relative to an output pixel times stride. bias, z, add, floor: of
-    `epilogue`.
+    `epilogue`. Returns the sums of its statistics, where they are wanted.
     """
     n_panels, r, s, c, width = panels.shape
     pixels, vector = y.size // y.shape[3], _VECTOR_BYTES // x.itemsize
@@ -51,21 +53,23 @@ def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor):
     blocks = -(-steps // _DEPTH)
     depth = -(-steps // (blocks * vector)) * vector
     side = -(-n_panels // max(1, _CACHE_NUMBERS // (depth * width)))  # blocks of panels
-    tiles, threads = -(-pixels // _ROWS), get_num_threads()
+    tiles, threads = -(-pixels // _ROWS), _SHARES if statistics else get_num_threads()
     parts = min(tiles, -(-tiles // (_TILES * threads)) * threads)  # of equal size, equally many for each thread
+    sums = new_sums(parts, y.shape[3], statistics)
     panels = panels.reshape(n_panels, steps, width)
     x = np.ascontiguousarray(x)
-    _multiply(side * parts, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts)
+    _multiply(side * parts, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts, sums)
+    return sums
 
 
 @parallel()
-def _multiply(task, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts):
+def _multiply(task, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts, sums):
     j, i = divmod(task, parts)
-    _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, i, parts)
+    _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, i, parts, sums)
 
 
 @helper()
-def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, part, parts):
+def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side, part, parts, totals):
     (n_panels, steps, width), size = panels.shape, x.itemsize
     pixels = y.shape[0] * y.shape[1] * y.shape[2]
     tiles = (pixels + _ROWS - 1) // _ROWS
@@ -109,9 +113,13 @@ def _task(x, panels, y, rows, cols, stride, bias, z, add, floor, depth, j, side,
                 side_by_side, apart = run, z.strides[2]
                 wanted = min(wanted + share, _ROWS) if wanted < _ROWS else wanted + share  # z's rows, then y's
             if last:
-                for m in range(min(_ROWS, pixels - first - i)):
+                written = min(_ROWS, pixels - first - i)
+                for m in range(written):
                     to = targets[i + m]
                     finish(out + m * row * size, shift, to + skip, add, floor, to, columns, x.dtype)
+                if len(totals) > 0:  # of y in one run
+                    to, k = targets[i], begin * width
+                    add_up(to, 0, y.strides[2], 1, written, totals[part], k, k + columns, size, x.dtype)
 
 
 @helper()

@@ -17,6 +17,7 @@ from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue
 from .gathered import multiply_gathered
+from .genstats import genstats_kernel, with_statistics
 from .packing import pack
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
@@ -41,12 +42,18 @@ def fprop_pointwise(x, w, *, stride, padding, dilation, groups):
     return convolve_pointwise(x, w, stride)
 
 
-def convolve_pointwise(x, w, stride, *follows):
-    """fprop, and after it what `follows`: b, z and relu of `epilogue`."""
+@genstats_kernel(fprop_pointwise)
+def fprop_pointwise_genstats(x, w, *, stride, padding, dilation, groups):
+    return convolve_pointwise(x, w, stride, statistics=True)
+
+
+def convolve_pointwise(x, w, stride, *follows, statistics=False):
+    """fprop, and after it what `follows`: b, z and relu of `epilogue`; with statistics y, mean and var."""
     x, one = to_nhwc(x), (1, 1)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *out_hw(x.shape[1:3], one, stride, (0, 0), one), x.dtype)
-    multiply_gathered(x, pack(w, False), memory, _ONE_TAP, _ONE_TAP, stride, *epilogue(memory, *follows))
-    return y
+    after = epilogue(memory, *follows)
+    sums = multiply_gathered(x, pack(w, False), memory, _ONE_TAP, _ONE_TAP, stride, *after, statistics)
+    return with_statistics(y, sums)
 
 
 @kernel(

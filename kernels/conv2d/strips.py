@@ -18,6 +18,7 @@ from ..cpu.jit import get_num_threads, helper
 from ..cpu.parallel import parallel
 from ..cpu.transforms import fetch, move
 from .direct_tile import MOST_ROWS, tile, tile_rows
+from .genstats import NONE, add_up
 
 _TASKS = 16  # groups of images at least, and for each thread:
 _TASKS_OF_A_THREAD = 4
@@ -28,11 +29,11 @@ _LARGE_FILTERS = 1 << 19  # bytes from which filters leave the second-level cach
 _IMAGE_BYTES = 1 << 18  # and bytes of the images that each panel of them meets
 
 
-def multiply_strips(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor):
+def multiply_strips(x, panels, y, taps, stride, padding, dilation, bias, z, add, floor, sums=NONE):
     """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C) and panels (panels of K, R, taps*C, width).
 
-    dilation: of rows. bias, z, add, floor: of `epilogue`. bfloat16 comes as x and panels of uint32, pairs of channels,
-    and y and z of uint16.
+    dilation: of rows. bias, z, add, floor: of `epilogue`; sums (N, 2, K): of `new_sums`. bfloat16 comes as x and panels
+    of uint32, pairs of channels, and y and z of uint16.
     """
     vectors, n = 1 if panels.shape[3] * panels.itemsize <= simd().vector_bytes else 2, len(x)
     rows = tile_rows(y.shape[2], vectors, y.dtype == np.uint16)
@@ -43,31 +44,35 @@ def multiply_strips(x, panels, y, taps, stride, padding, dilation, bias, z, add,
     at_once, tasks = images if splits > 1 else 1, -(-n // images) * splits if n else 0
     _multiply(
         tasks, x, panels, y, taps, rows, vectors, stride, padding, dilation, images, splits, at_once,
-        bias, z, add, floor,
+        bias, z, add, floor, sums,
     )  # fmt: skip
 
 
 @parallel()
 def _multiply(
-    task, x, panels, y, taps, rows, vectors, stride, padding, dilation, images, splits, at_once, bias, z, add, floor
-):
+    task, x, panels, y, taps, rows, vectors, stride, padding, dilation, images, splits, at_once, bias, z, add, floor,
+    sums,
+):  # fmt: skip
     part, group = divmod(task, (x.shape[0] + images - 1) // images)
     first, last = len(panels) * part // splits, len(panels) * (part + 1) // splits
     start, stop = group * images, min((group + 1) * images, x.shape[0])
     _images(
         x[start:stop], panels, first, last, y[start:stop], taps, rows, vectors, stride, padding, dilation, at_once,
-        bias, z[start:stop], add, floor,
+        bias, z[start:stop], add, floor, sums[start:stop],
     )  # fmt: skip
 
 
 @helper()
-def _images(x, panels, first, last, y, taps, rows, vectors, stride, padding, dilation, at_once, bias, z, add, floor):
+def _images(
+    x, panels, first, last, y, taps, rows, vectors, stride, padding, dilation, at_once, bias, z, add, floor, sums
+):  # fmt: skip
     """The panels from `first` to `last` for some images, of which `at_once` lie padded in the cache."""
     n, h, w, c = x.shape
     (_, p_size, q_size, _), reach = y.shape, (panels.shape[1] - 1) * dilation + 1
     height, columns = (p_size - 1) * stride[0] + reach, (q_size - 1) * stride[1] + taps
     if padding == (0, 0) and height <= h and columns <= w and q_size >= rows:  # read in place
         _strip(x[:0], x, 0, 0, panels, first, last, y, rows, vectors, stride, dilation, bias, z, add, floor)
+        _add_up(y, sums, first * panels.shape[3], last * panels.shape[3])
         return
     columns = (max(q_size, MOST_ROWS) - 1) * stride[1] + taps  # enough for tiles that hang over at the end
     strip = p_size
@@ -83,6 +88,15 @@ def _images(x, panels, first, last, y, taps, rows, vectors, stride, padding, dil
                 x[i:j], seen[: j - i], p * stride[0] - padding[0], padding[1], panels, first, last,
                 y[i:j, p : p + strip], rows, vectors, stride, dilation, bias, z[i:j, p : p + strip], add, floor,
             )  # fmt: skip
+            _add_up(y[i:j, p : p + strip], sums[i:j], first * panels.shape[3], last * panels.shape[3])
+
+
+@helper()
+def _add_up(y, sums, first, last):
+    """The sums of each image's rows that were just written; nothing where there are none."""
+    for i in range(len(sums)):
+        at = np.int64(y[i].ctypes.data) + first * y.itemsize
+        add_up(at, y.strides[1], y.strides[2], y.shape[1], y.shape[2], sums[i], first, last, y.itemsize, y.dtype)
 
 
 @helper()

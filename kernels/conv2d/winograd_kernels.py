@@ -29,7 +29,9 @@ from ..cpu.transforms import copy, fetch, transform_2d
 from ..kept import kept
 from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
+from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue, outputs_then
+from .genstats import add_up, genstats_kernel, new_sums, with_statistics
 from .packing import aligned, panel_width, read_taps
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .winograd import F2, F4, FORMS, TAPS, supports
@@ -109,6 +111,12 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
     return convolve_winograd(F4, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
+@genstats_kernel(fprop_winograd)
+def fprop_winograd_genstats(x, w, *, stride, padding, dilation, groups):
+    hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    return convolve_winograd(F4, x, w, False, padding, hw, statistics=True)
+
+
 @winograd_kernel(
     CONV2D_FPROP,
     rank=fprop_rank(F2),
@@ -117,6 +125,12 @@ def fprop_winograd(x, w, *, stride, padding, dilation, groups):
 )
 def fprop_winograd_2x2(x, w, *, stride, padding, dilation, groups):
     return convolve_winograd(F2, x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
+
+
+@genstats_kernel(fprop_winograd_2x2)
+def fprop_winograd_2x2_genstats(x, w, *, stride, padding, dilation, groups):
+    hw = out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    return convolve_winograd(F2, x, w, False, padding, hw, statistics=True)
 
 
 @winograd_kernel(
@@ -129,6 +143,12 @@ def dgrad_winograd(dy, w, *, stride, padding, dilation, groups, input_hw):
     return convolve_winograd(F4, dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
 
 
+@dgrad_add_kernel(dgrad_winograd)
+def dgrad_add_winograd(dy, w, z, *, stride, padding, dilation, groups, input_hw):
+    before = TAPS - 1 - padding[0], TAPS - 1 - padding[1]
+    return convolve_winograd(F4, dy, w, True, before, input_hw, None, z)
+
+
 @winograd_kernel(
     CONV2D_DGRAD,
     rank=_dgrad_rank(F2),
@@ -139,9 +159,15 @@ def dgrad_winograd_2x2(dy, w, *, stride, padding, dilation, groups, input_hw):
     return convolve_winograd(F2, dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
 
 
-def convolve_winograd(form, x, w, turned, padding, hw, *follows):
-    """By F2 or F4: x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw). follows: what
-    `epilogue` takes; where there is anything, K is a whole number of vectors.
+@dgrad_add_kernel(dgrad_winograd_2x2)
+def dgrad_add_winograd_2x2(dy, w, z, *, stride, padding, dilation, groups, input_hw):
+    before = TAPS - 1 - padding[0], TAPS - 1 - padding[1]
+    return convolve_winograd(F2, dy, w, True, before, input_hw, None, z)
+
+
+def convolve_winograd(form, x, w, turned, padding, hw, *follows, statistics=False):
+    """By F2 or F4: x (N, C, H, W), w (K, C, 3, 3), or turned: (C, K, 3, 3) -> (N, K, *hw), with statistics also mean
+    and var. follows: what `epilogue` takes; where there is any of it, K is a whole number of vectors.
 
     Negative padding leaves out what is at the border.
     """
@@ -153,15 +179,15 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows):
     tiles, sides = n * form.tiles_of(hw[0]) * form.tiles_of(hw[1]), form.sides
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(form, c + width, dtype)
-        panels = _transformed(w, turned, sides)
-        _by_tiles(-(-tiles // block), x, panels, out, padding, tiles, block, width, *then, sides)
+        panels, sums = _transformed(w, turned, sides), new_sums(-(-tiles // block), k, statistics)
+        _by_tiles(-(-tiles // block), x, panels, out, padding, tiles, block, width, *then, sums, sides)
     else:
         v = empty((form.patch**2, plane(tiles, c)), dtype)
         block = max(1, min(tiles, 128))
         _transform_patches(-(-tiles // 8), x, v, out, padding, tiles, sides)
-        tasks = wide // width * -(-tiles // block)
-        _by_filters(tasks, _whole_filters(w), turned, v, out, tiles, block, width, *then, sides)
-    return y if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+        tasks, sums = wide // width * -(-tiles // block), new_sums(-(-tiles // block), k, statistics)
+        _by_filters(tasks, _whole_filters(w), turned, v, out, tiles, block, width, *then, sums, sides)
+    return with_statistics(y, sums) if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 @kept
@@ -277,8 +303,8 @@ def seen(a, n, top, left, side, channel, channels, zeros, border):
 
 
 @helper()
-def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, sides):
-    """y, from M for the tiles from `first` on and the filters from `channel` on."""
+def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, sums, sides):
+    """y, from M for the tiles from `first` on and the filters from `channel` on. sums: none, or those of the block."""
     (_, p, q, k), patch, tile, size = y.shape, len(sides), len(sides) - TAPS + 1, y.itemsize
     down, across = (p + tile - 1) // tile, (q + tile - 1) // tile
     border, skipped, zeros = aligned(tile * tile * width, y), aligned(tile * tile * width, y), np.zeros(width, y.dtype)
@@ -306,6 +332,9 @@ def _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, s
             for i in range(min(tile, p - top)):
                 for j in range(min(tile, q - left)):
                     copy(target + (i * tile + j) * width * size, place + (i * q + j) * k * size, width, y.dtype)
+        if len(sums) > 0:
+            rows, columns = min(tile, p - top), min(tile, q - left)
+            add_up(place, q * k * size, k * size, rows, columns, sums[0], channel, channel + width, size, y.dtype)
 
 
 @helper()
@@ -333,13 +362,13 @@ def _products(v, v_plane, v_row, u, u_plane, c, width, m, m_plane, count, accumu
 
 
 @parallel()
-def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, z, add, floor, sides):
-    first = b * block
-    _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, z, add, floor, sides)
+def _by_tiles(b, x, panels, y, padding, tiles, block, width, bias, z, add, floor, sums, sides):
+    first, sums = b * block, sums[b : b + 1]
+    _tile_block(x, panels, y, padding, first, min(block, tiles - first), width, bias, z, add, floor, sums, sides)
 
 
 @helper()
-def _tile_block(x, panels, y, padding, first, count, width, bias, z, add, floor, sides):
+def _tile_block(x, panels, y, padding, first, count, width, bias, z, add, floor, sums, sides):
     c, places = x.shape[3], len(sides) ** 2
     v_plane, m_plane = plane(count, c), plane(count, width)
     v, m = aligned(places * v_plane, panels), aligned(places * m_plane, panels)
@@ -349,7 +378,7 @@ def _tile_block(x, panels, y, padding, first, count, width, bias, z, add, floor,
         _products(
             v.ctypes.data, v_plane, c, u, panels.shape[2], c, width, m.ctypes.data, m_plane, count, False, sides, v
         )  # fmt: skip
-        _outputs(m, m_plane, y, j * width, width, first, count, bias, z, add, floor, sides)
+        _outputs(m, m_plane, y, j * width, width, first, count, bias, z, add, floor, sums, sides)
 
 
 @parallel()
@@ -360,15 +389,15 @@ def _transform_patches(b, x, v, y, padding, tiles, sides):
 
 
 @parallel()
-def _by_filters(task, w, turned, v, y, tiles, block, width, bias, z, add, floor, sides):
+def _by_filters(task, w, turned, v, y, tiles, block, width, bias, z, add, floor, sums, sides):
     blocks = (tiles + block - 1) // block
     j, b = divmod(task, blocks)
-    count = min(block, tiles - b * block)
-    _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, z, add, floor, sides)
+    count, sums = min(block, tiles - b * block), sums[b : b + 1]
+    _filter_panel(w, turned, v, y, j * width, width, b * block, count, bias, z, add, floor, sums, sides)
 
 
 @helper()
-def _filter_panel(w, turned, v, y, channel, width, first, count, bias, z, add, floor, sides):
+def _filter_panel(w, turned, v, y, channel, width, first, count, bias, z, add, floor, sums, sides):
     c, places = w.shape[0 if turned else 1], len(sides) ** 2
     u_plane, m_plane = plane(_CHUNK, width), plane(count, width)
     u, m = aligned(places * u_plane, v), aligned(places * m_plane, v)
@@ -379,4 +408,4 @@ def _filter_panel(w, turned, v, y, channel, width, first, count, bias, z, add, f
         _products(
             at, v.shape[1], c, u.ctypes.data, u_plane, n, width, m.ctypes.data, m_plane, count, start > 0, sides, v
         )  # fmt: skip
-    _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, sides)
+    _outputs(m, m_plane, y, channel, width, first, count, bias, z, add, floor, sums, sides)

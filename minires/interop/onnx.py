@@ -21,7 +21,7 @@ import numpy as np
 from .. import nn
 from ..device import CPU, to_device
 from ..engine import Tensor
-from ..ops.conv import pair
+from ..ops.windows import pair
 from ..serialization import write_atomically
 
 OPSET, IR_VERSION = 17, 8  # IR 8 is the format that came with opset 17

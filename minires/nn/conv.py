@@ -6,7 +6,8 @@ import math
 from typing import Any, Literal
 
 from ..engine import Tensor
-from ..ops.conv import Pair, conv2d, pair
+from ..ops.conv import conv2d
+from ..ops.windows import Pair, pair
 from . import init
 from .module import Module, Parameter
 from .parameters import at_least_one, new_parameter
@@ -70,7 +71,8 @@ class Conv2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (C, H, W) to (N, K, P, Q) or (K, P, Q)."""
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        window = self.stride, self.padding, self.dilation, self.groups
+        return conv2d(x, self.weight, self.bias, *window, statistics=self.training)
 
     def extra_repr(self) -> str:
         """As PyTorch's: sizes, then what is not the default."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..engine import Tensor
-from ..ops.conv import Pair
 from ..ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from ..ops.windows import Pair
 from .module import Module
 
 

@@ -38,15 +38,20 @@ class BatchNorm(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu):
+    def forward(ctx, x, gamma, beta, z, running_mean, running_var, *, training, momentum, eps, relu, statistics):
         xp, c = namespace_of(x), x.shape[1]
         ctx.dtypes = [getattr(a, "dtype", None) for a in (x, gamma, beta, z)]
         wide = "float32" if x.dtype.itemsize == 2 else x.dtype
         gamma = xp.ones(c, wide) if gamma is None else _wide(gamma)
         beta = xp.zeros(c, wide) if beta is None else _wide(beta)
         if training:
-            y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
-            inv_std = 1 / xp.sqrt(var + eps)
+            if statistics:  # the convolution before has summed them
+                mean, var = statistics
+                inv_std = 1 / xp.sqrt(var + eps)
+                y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
+            else:
+                y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
+                inv_std = 1 / xp.sqrt(var + eps)
             if running_mean is not None and x.size:
                 m = x.size // c
                 move(running_mean, mean, momentum)
@@ -116,7 +121,9 @@ def normalise(
         size = (*shape[:2], 1, math.prod(shape[2:])) if shape != (0,) else (0, 0, 1, 1)
         input = reshape(input, size)
         residual = residual if residual is None else reshape(residual, size)
-    params = dict(training=training, momentum=momentum, eps=eps, relu=relu)
+    summed, version, count = input.statistics or (None, [], 0)
+    known = summed if input.version is version and version[0] == count else None  # not written into since
+    params = dict(training=training, momentum=momentum, eps=eps, relu=relu, statistics=known)
     y = BatchNorm.apply(input, weight, bias, residual, running_mean, running_var, **params)
     if training and running_mean is not None and running_var is not None:
         for running in (running_mean, running_var):  # written by forward

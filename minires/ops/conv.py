@@ -18,36 +18,49 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
 from ..autocast import autocasts
-from ..dispatch import run
-from ..engine import Function, Tensor
+from ..dispatch import run, run_with
+from ..engine import Function, Tensor, state
 from .layout import sum_axes
 from .shape import pad
-
-Pair = tuple[int, int]
+from .windows import Pair, pair
 
 
 class Conv2d(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx, x, w, b, *, stride: Pair, padding: Pair, dilation: Pair, groups: int):
+    def forward(ctx, x, w, b, *, statistics: list[Any] | None, **window: Any):
         ctx.save_for_backward(x, w)
-        y = run("conv2d_fprop", x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        if statistics is not None:
+            summed, y = run_with("conv2d_genstats", (), "conv2d_fprop", x, w, **window)
+            y, *statistics[:] = y if summed else (y,)
+            return y
+        y = run("conv2d_fprop", x, w, **window)
         if b is not None:
             y += b[:, None, None]
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, w = ctx.saved_for_backward
-        dw = run("conv2d_wgrad", x, dy, **ctx.params, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
+        (x, w), window = ctx.saved_for_backward, dict(ctx.params)
+        del window["statistics"]
+        dw = run("conv2d_wgrad", x, dy, **window, kernel_hw=w.shape[2:]) if ctx.needs_grad[1] else None
         # Last, so that dx is still in the cache when the op before reads it.
-        dx = run("conv2d_dgrad", dy, w, **ctx.params, input_hw=x.shape[2:]) if ctx.needs_grad[0] else None
+        dx = _dgrad(ctx, dy, w, window, x.shape[2:]) if ctx.needs_grad[0] else None
         db = sum_axes(dy, (0, 2, 3)) if ctx.needs_grad[2] else None
         return dx, dw, db
+
+
+def _dgrad(ctx: Any, dy: Any, w: Any, window: dict[str, Any], input_hw: tuple[int, ...]) -> Any:
+    """dx; at a skip connection with the gradient that x has from elsewhere in it, where the kernel can add it."""
+    so_far = ctx.elsewhere.get(ctx.inputs[0]) if state.fuse else None
+    if so_far is None:
+        return run("conv2d_dgrad", dy, w, **window, input_hw=input_hw)
+    added, dx = run_with("conv2d_dgrad_add", so_far[:1], "conv2d_dgrad", dy, w, **window, input_hw=input_hw)
+    if added:
+        ctx.elsewhere[ctx.inputs[0]] = None
+    return dx
 
 
 @autocasts
@@ -59,17 +72,24 @@ def conv2d(
     padding: int | Pair | Literal["same", "valid"] = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
+    *,
+    statistics: bool = False,
 ) -> Tensor:
     """Convolve `input` (N, C, H, W) or (C, H, W) with `weight` (K, C/groups, R, S); formula at the head of the page.
 
     padding: zeros on each side, or "valid" (none), or "same" (output as large as input; stride 1; where the total is
-    odd the extra zero is at the right and bottom, as in PyTorch). Returns (N, K, P, Q), or (K, P, Q) for unbatched
-    input. Raises ValueError naming the sizes that do not fit.
+    odd the extra zero is at the right and bottom, as in PyTorch). statistics: say that a batch normalisation follows in
+    training: without a bias its sums are then taken here, while the result is in the cache. Returns (N, K, P, Q), or
+    (K, P, Q) for unbatched input. Raises ValueError naming the sizes that do not fit.
     """
     if input.ndim == 3:
         return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     input, settings = checked(input, weight, bias, stride, padding, dilation, groups)
-    return Conv2d.apply(input, weight, bias, **settings)
+    found: list[Any] | None = [] if statistics and bias is None and state.fuse else None
+    y = Conv2d.apply(input, weight, bias, **settings, statistics=found)
+    if found is not None:
+        y.statistics = found, y.version, y.version[0]
+    return y
 
 
 def checked(
@@ -87,25 +107,6 @@ def checked(
                 f"conv2d: a filter of {taps} taps with dilation {d} does not fit into {size} pixels padded by {a}"
             )
     return input, dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-
-
-def out_hw(hw: tuple[int, ...], rs: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """(P, Q), how many windows of (R, S) an image of (H, W) has along its axes."""
-    axes = zip(hw, rs, stride, padding, dilation, strict=True)
-    p, q = ((n + 2 * a - d * (taps - 1) - 1) // u + 1 for n, taps, u, a, d in axes)
-    return p, q
-
-
-def pair(value: Any, name: str, least: int = 1) -> Pair:
-    """An int or a pair of ints as a pair; ValueError naming the parameter for anything else."""
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) == 1:
-        both *= 2
-    if len(both) != 2 or not all(
-        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= least for n in both
-    ):
-        raise ValueError(f"{name}={value!r} must be an int or a pair of ints, each at least {least}")
-    return int(both[0]), int(both[1])
 
 
 def _resolve(x: Tensor, padding: str, rs: tuple, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:

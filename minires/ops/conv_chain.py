@@ -29,7 +29,8 @@ from ..engine import Function, Tensor, state
 from .activation import relu
 from .arithmetic import add
 from .batch_norm import batch_norm, move
-from .conv import Pair, conv2d, out_hw
+from .conv import conv2d
+from .windows import Pair, out_hw
 
 Window = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
 _NAMES = ("stride", "padding", "dilation", "groups")

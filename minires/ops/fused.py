@@ -21,8 +21,9 @@ from ..engine import Function, Tensor, state
 from .activation import relu as rectified
 from .arithmetic import add
 from .batch_norm import batch_norm, normalise
-from .conv import Pair, checked, conv2d, out_hw
+from .conv import checked, conv2d
 from .layout import sum_axes
+from .windows import Pair, out_hw
 
 
 class ConvBiasAct(Function):

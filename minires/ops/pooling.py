@@ -19,9 +19,8 @@ from typing import Any
 from ..device import namespace_of
 from ..dispatch import run
 from ..engine import Function, Tensor
-from .conv import Pair, pair
 from .move import kind
-from .windows import batched, check_floating, check_image, window
+from .windows import Pair, batched, check_floating, check_image, pair, window
 
 
 class MaxPool2d(Function):

@@ -1,13 +1,35 @@
-"""What the pooling ops share: unbatched images, and the checks of a window's parameters."""
+"""What convolutions and pooling share: the checks of a window's parameters, and images outside of batches."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..engine import Function, Tensor
-from .conv import Pair, pair
 from .move import kind
 from .shape import reshape
+
+Pair = tuple[int, int]
+
+
+def out_hw(hw: tuple[int, ...], rs: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(P, Q), how many windows of (R, S) an image of (H, W) has along its axes."""
+    axes = zip(hw, rs, stride, padding, dilation, strict=True)
+    p, q = ((n + 2 * a - d * (taps - 1) - 1) // u + 1 for n, taps, u, a, d in axes)
+    return p, q
+
+
+def pair(value: Any, name: str, least: int = 1) -> Pair:
+    """An int or a pair of ints as a pair; ValueError naming the parameter for anything else."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) == 1:
+        both *= 2
+    if len(both) != 2 or not all(
+        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= least for n in both
+    ):
+        raise ValueError(f"{name}={value!r} must be an int or a pair of ints, each at least {least}")
+    return int(both[0]), int(both[1])
 
 
 def batched(op: type[Function], x: Tensor, params: dict) -> Tensor:
