@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import math
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +20,45 @@ import numpy as np
 _poison = False
 _LINE = 64  # bytes; a vector that lies across two lines is loaded at half the speed
 _LARGE = 1 << 10  # elements; for fewer, to find the line takes longer than it saves
+_PAGE = 1 << 12  # bytes
 _MANY = 1 << 17  # elements; fewer NumPy copies in less time than threads take to start
 _BYTE = ctypes.c_char
 _PATTERNS = {2: 0x7FE1, 4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+class Pool:
+    """Memory for arrays that come and go: what one gives back the next one takes, the last first."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, np.ndarray] = {}  # by address
+        self.free: list[np.ndarray] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
+        """An uninitialised array, which gives its memory back when it and what shows it are gone."""
+        block = self._block(-(-nbytes // _PAGE) * _PAGE)
+        owner = np.frombuffer(memoryview(block), np.uint8)  # what shows it has this as its base, and not the block
+        weakref.finalize(owner, self.free.append, block)
+        return np.ndarray(shape, dtype, owner)
+
+    def _block(self, nbytes: int) -> np.ndarray:
+        for i in reversed(range(len(self.free))):
+            if nbytes <= self.free[i].nbytes <= 4 * nbytes:
+                return self.free.pop(i)
+        room = np.empty(nbytes + _PAGE, np.uint8)
+        start = -address(room) % _PAGE
+        block = room[start : start + nbytes]
+        self.blocks[address(block)] = block
+        return block
+
+
+class _Now(threading.local):
+    """Where this thread's arrays come from, if not from NumPy."""
+
+    pool: Pool | None = None
+
+
+_now = _Now()
 copies = 0  # how many activations had to be copied into channels-last order; 0 in a network that is all ours
 
 
@@ -58,13 +95,27 @@ def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
     `poisoned()` it is full of a marked NaN, or of the least integer."""
     on_cpu = like is None or type(like) is np.ndarray or namespace(like) is np
     if on_cpu and (size := math.prod(shape)) >= _LARGE:
-        memory = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
-        array = np.ndarray(shape, dtype, memory, -address(memory) % _LINE)
+        nbytes = size * np.dtype(dtype).itemsize
+        if _now.pool is not None:
+            array = _now.pool.array(shape, dtype, nbytes)
+        else:
+            memory = np.empty(nbytes + _LINE, np.uint8)
+            array = np.ndarray(shape, dtype, memory, -address(memory) % _LINE)
     else:
         array = (np if on_cpu else namespace(like)).empty(shape, dtype)
     if _poison:
         fill_poison(array)
     return array
+
+
+@contextlib.contextmanager
+def taken_from(pool: Pool) -> Iterator[None]:
+    """Within it, in this thread, `empty` gets large arrays from there."""
+    saved, _now.pool = _now.pool, pool
+    try:
+        yield
+    finally:
+        _now.pool = saved
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -108,7 +159,8 @@ def to_nhwc(x: Any) -> Any:
     if view.flags.c_contiguous:
         return view
     copies += 1
-    if type(x) is np.ndarray and x.size >= _MANY and x.flags.c_contiguous and x.dtype.kind != "O":
+    many = x.size >= _MANY or _now.pool is not None  # what NumPy copies cannot be run again (cpu/launches.py)
+    if type(x) is np.ndarray and many and x.flags.c_contiguous and x.dtype.kind != "O":
         from .cpu.interleave import interleaved  # compiled at its first use
 
         return interleaved(x)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
-from minires.kernels import kept, registry  # pyright: ignore[reportMissingImports]
+from minires.kernels import kept, memory, registry  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu import launches  # pyright: ignore[reportMissingImports]
 
 from . import tuning
 from .device import device_of
 
 constant, constants = kept.constant, kept.constants  # what is said of an array here, kernels heed
+dense_order, Launches = memory.dense_order, launches.Launches
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
 _MOST_TAKERS = 4096  # shapes; a network has some dozens
@@ -168,6 +170,11 @@ def observe(callback: Callable[[Any], Any]) -> Iterator[None]:
         yield
     finally:
         _state.observers.remove(callback)
+
+
+def is_plain() -> bool:
+    """Whether nobody, in this thread, chooses kernels, measures them or watches."""
+    return not (_state.chosen or _state.exact or _state.autotune or _state.observers)
 
 
 def _is_inexact(problem: str, name: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minires
-from minires import nn
+from minires import dispatch, nn
 from minires.hooks.base import Hook
 from minires.models import create_model
 
@@ -302,3 +302,83 @@ def test_filters_are_packed_once():
         for seed in range(3):
             traced(images(seed=seed))
         assert made == {*recording.constants.entries} and len(made) > len(recording.constants.arrays)
+
+
+# --- launches -------------------------------------------------------------------------------------------------------
+
+
+def launches_of(traced):
+    return [recording.launches for recording in traced.recordings.values()]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_launches_take_the_place_of_ops(bf16):
+    model, names = fused(), []
+    traced = minires.jit.trace(model)
+    with minires.no_grad(), minires.autocast("cpu", dtype=minires.bfloat16, enabled=bf16):
+        for seed in range(5):
+            x = minires.from_numpy(np.random.default_rng(seed).standard_normal((4, 3, 32, 32)).astype(np.float32))
+            y = traced(x)
+            assert y.array.tobytes() == model(x).array.tobytes()
+        (launches,) = launches_of(traced)
+        assert launches and len(launches.calls) > 5
+        before = y.array.copy()
+        traced(x * 2)
+        assert y.array.tobytes() == before.tobytes()  # results are not written into again
+        with dispatch.observe(lambda kernel: names.append(kernel.name)):
+            assert traced(x).array.tobytes() == before.tobytes()
+    assert names  # whoever watches is shown kernels
+
+
+def test_launches_are_of_one_layout_and_number_of_threads():
+    model = fused()
+    traced, x = minires.jit.trace(model), images()
+    other = minires.from_numpy(np.ascontiguousarray(x.array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+    still = minires.from_numpy(x.array.copy())
+    still.array.flags.writeable = False
+    with minires.no_grad():
+        for _ in range(4):
+            traced(x)
+        (launches,) = launches_of(traced)
+        assert launches and launches.takes([x.array])
+        assert not launches.takes([other.array]) and not launches.takes([still.array])
+        wanted = model(x).array.tobytes()
+        assert all(traced(image).array.tobytes() == wanted for image in (other, still))
+        threads = minires.get_num_threads()
+        minires.set_num_threads(1)
+        try:
+            assert launches.takes([x.array]) == (threads == 1)
+            assert traced(x).array.tobytes() == wanted
+        finally:
+            minires.set_num_threads(threads)
+
+
+def test_what_numpy_computes_is_no_launch():
+    module = Odd(lambda x: minires.sin(x) @ x.transpose(2, 3) + x[:, :, ::-1]).eval()  # NumPy's, on the CPU
+    traced = minires.jit.trace(module)
+    with minires.no_grad():
+        for seed in range(5):
+            x = minires.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, 40, 40)).astype(np.float32))
+            assert traced(x).array.tobytes() == module(x).array.tobytes()
+    assert launches_of(traced) == [False]
+
+
+def test_threads_that_call_at_the_same_time():
+    model = fused()
+    traced, xs = minires.jit.trace(model), [images(), images() * 2]
+    with minires.no_grad():
+        wanted = [model(x).array.tobytes() for x in xs]
+        for _ in range(4):
+            traced(xs[0])
+    assert launches_of(traced)[0]
+    wrong = []
+
+    def work(k):
+        with minires.no_grad():
+            for _ in range(30):
+                wrong.extend([k] if traced(xs[k]).array.tobytes() != wanted[k] else [])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not wrong

@@ -7,14 +7,16 @@ adds its own version and the CPU to the key).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import shutil
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.extending import _Intrinsic
+from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import AnnotateTypes
 
 # Threads that wait for work spin a little and then sleep. Waking one takes 45 microseconds, a spinning one 1. A step of
@@ -237,9 +240,40 @@ def _compiled(*, cache: bool, **options: Any) -> Callable[[Callable], Any]:
         if cache and folder is not None:
             file = dispatcher._cache._cache_file
             file._data_name = functools.partial(_unique, fn.__name__)
+        if cache:
+            dispatcher.__class__ = _Noted
         return dispatcher
 
     return decorate
+
+
+class _Now(threading.local):
+    """Who is told, in this thread, of each compiled function that Python calls."""
+
+    note: Callable[[Any, tuple], None] | None = None
+
+
+_now = _Now()
+
+
+class _Noted(CPUDispatcher):
+    """A compiled function that tells of its calls."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        if _now.note is not None:
+            _now.note(super().__call__, arguments)
+        return super().__call__(*arguments)
+
+
+@contextlib.contextmanager
+def noted(note: Callable[[Any, tuple], None]) -> Iterator[None]:
+    """Within it, `note(function, arguments)` is called before each call of a compiled function in this thread; what it
+    is told of can be called again, and tells nobody."""
+    saved, _now.note = _now.note, note
+    try:
+        yield
+    finally:
+        _now.note = saved
 
 
 def _unique(name: str, number: int) -> str:

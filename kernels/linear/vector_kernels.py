@@ -52,7 +52,7 @@ def _wgrad_supports(x, dy):
 def linear_fprop_rows(x, w, b):
     y = empty((x.shape[0], w.shape[0]), np.float32)
     b = np.zeros(w.shape[0], np.float32) if b is None else b.astype(np.float32)
-    _products(-(-len(w) // 4), np.ascontiguousarray(x, np.float32), bits(np.ascontiguousarray(w)), b, y)
+    _products(-(-len(w) // 4), _in(np.float32, np.ascontiguousarray(x)), bits(np.ascontiguousarray(w)), b, y)
     return _in(x.dtype, y)
 
 
@@ -75,7 +75,7 @@ def _summed_rows(factors, rows):
 
 
 def _in(dtype, y):
-    """float32 sums in the dtype of the inputs."""
+    """Numbers in this dtype: inputs in float32, sums in that of the inputs."""
     return y if dtype == y.dtype else cast(y, dtype)
 
 
