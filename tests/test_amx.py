@@ -167,7 +167,7 @@ images, pair, number = types.Array(types.uint16, 4, "C"), types.UniTuple(types.i
 bias, panels = types.Array(types.float32, 1, "C"), types.Array(types.uint32, 6, "C")
 flag, sums = types.boolean, types.Array(types.float64, 3, "C")
 after = bias, images, flag, types.float32, sums
-arguments = number, images, panels, images, pair, pair, *[number] * 4, flag, number, *after
+arguments = number, images, panels, images, pair, pair, *[number] * 4, flag, number, *after, *[number] * 3
 _multiply_images.compile(arguments)
 print(_multiply_images.inspect_asm()[arguments])
 """

@@ -112,12 +112,14 @@ def _convolve(x, w, stride, padding, dilation, *more, statistics=False):
     if worthwhile(w.shape[1], w.shape[3], dilation):
         x = unfolded(x, w.shape[3], hw[1], stride, padding)
         panels, stride, padding = _unfolded_panels(w), (stride[0], 1), (0, 0)
+        run = None
     else:
-        panels = _panels(w, False)
+        run = _run_of_halves(x, w.shape[3])
+        panels = _panels_of_halves(w, False) if run else _panels(w, False)
     x = bits(x)
     if panels.shape[2:4] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
         x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
-    sums = _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more, statistics=statistics)
+    sums = _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more, statistics=statistics, run=run)
     return with_statistics(y, sums)
 
 
@@ -140,12 +142,31 @@ def dgrad_add_amx(dy, w, z, *, stride, padding, dilation, groups, input_hw):
 def _dgrad(dy, w, stride, padding, dilation, input_hw, z=None):
     dy, (_, c, r, s) = to_nhwc(dy), w.shape
     dx, memory = empty_nhwc(dy.shape[0], c, *input_hw, dy.dtype)
-    panels = _panels(w, True)
+    run = _run_of_halves(dy, s) if stride == dilation == (1, 1) else None
+    panels = _panels_of_halves(w, True) if run else _panels(w, True)
     for part, (r_taps, rows), (s_taps, cols) in residues(bits(memory), (r, s), stride, padding, dilation):
-        chosen = of_residue(panels.reshape(-1, *panels.shape[2:]), r_taps, s_taps)
-        chosen = chosen.reshape(*panels.shape[:2], *chosen.shape[1:])
-        _multiply(bits(dy), chosen, part, (1, 1), (-rows[0], -cols[0]), dilation[0], None, z)
+        chosen = panels
+        if not run:
+            chosen = of_residue(panels.reshape(-1, *panels.shape[2:]), r_taps, s_taps)
+            chosen = chosen.reshape(*panels.shape[:2], *chosen.shape[1:])
+        _multiply(bits(dy), chosen, part, (1, 1), (-rows[0], -cols[0]), dilation[0], None, z, run=run)
     return dx
+
+
+def _run_of_halves(x, taps):
+    """Taps, bytes of a pixel and of a step, where half a step is a pixel of three: the first step has two taps, the
+    second is one pixel further and has the third beside a zero, so that nothing outside of a window is read. (Of an Inf
+    in the middle that makes a NaN.) Two steps instead of three, of a copy half as large."""
+    return (taps, _LINE // 2, _LINE // 2) if taps == 3 and x.shape[-1] * x.itemsize == _LINE // 2 else None
+
+
+@kept
+def _panels_of_halves(w, turned):
+    """`_panels`, of 16 inputs and three taps of a row, for `_run_of_halves`."""
+    order, inputs = (-1 if turned else 1), (0 if turned else 1)
+    taps = [np.zeros_like(w[..., 0]) if t is None else w[..., ::order][..., t] for t in (0, 1, None, 2)]
+    steps = [np.concatenate(taps[i : i + 2], inputs) for i in (0, 2)]
+    return _panels(np.stack(steps[::order], -1), turned)
 
 
 @kept
@@ -203,9 +224,10 @@ def _unfolded_panels(w):
     return _panels(unfolded_filters(w), False)
 
 
-def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False):
+def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False, run=None):
     """y (N, P, Q, K), of any strides but contiguous K, from x (N, H, W, C), panels of filters (parts, panels of K, R,
-    S, C/2, width), and what `epilogue` takes. Returns the sums of its statistics, where they are wanted."""
+    S, C/2, width), and what `epilogue` takes. Returns the sums of its statistics, where they are wanted. run: taps of
+    a row, bytes of a pixel and of a step, where a step is not a tap's channels or some of them."""
     (n, h, w, c), threads, parts = x.shape, get_num_threads(), len(panels)
     if y.size == 0:
         return NONE
@@ -215,7 +237,8 @@ def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False):
     if pointwise and y.flags.c_contiguous and n * h * w >= ROWS:
         pixels = y.reshape(-1, y.shape[3]), bias, z.reshape(-1, z.shape[3]), add, floor
         return multiply_pixels(x, panels, *pixels, statistics)
-    row = stride[0] * y.shape[2] * stride[1] * -(-c // CHANNELS) * CHANNELS * 2 * parts
+    run = run or (panels.shape[3], 4 * panels.shape[4], _LINE)
+    row = stride[0] * y.shape[2] * stride[1] * run[1] * parts
     image, strip = y.shape[1] * row, y.shape[1]
     if far and image <= _FAR:
         pieces = -(-n // (_FAR // image))
@@ -228,7 +251,7 @@ def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False):
     sums = new_sums(n, y.shape[3], statistics)
     _multiply_images(
         pieces * groups, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add,
-        floor, sums,
+        floor, sums, *run,
     )  # fmt: skip
     return sums
 
@@ -236,31 +259,31 @@ def _multiply(x, panels, y, stride, padding, dilation, *more, statistics=False):
 @parallel()
 def _multiply_images(
     task, x, panels, y, stride, padding, dilation, images, at_once, strip, far, groups, bias, z, add, floor,
-    totals,
+    totals, taps, pixel, a_step,
 ):  # fmt: skip
     piece, group = divmod(task, groups)
     first, last = panels.shape[1] * group // groups, panels.shape[1] * (group + 1) // groups
     start, stop = piece * images, min((piece + 1) * images, x.shape[0])
-    (_, _, q_size, _), (parts, _, r_size, taps, depth, width) = y.shape, panels.shape
+    (_, _, q_size, _), (parts, _, r_size, _, _, width) = y.shape, panels.shape
     height = (strip - 1) * stride[0] + (r_size - 1) * dilation + 1
     columns = ((q_size - 1) * stride[1] + taps + stride[1] - 1) // stride[1] * stride[1]
-    part = (at_once * height * columns + ROWS * stride[1]) * 4 * depth  # tiles hang over at the end
+    part = (at_once * height * columns + ROWS * stride[1]) * pixel + 2 * _LINE  # tiles hang over at the end
     seen = numbers(parts * part // 2)
     clear(seen.ctypes.data, parts * part)
     state, sums = new_state(), aligned(2 * 2 * ROWS * width, bias)
     _sum_images(
         state, sums, seen, part, height, columns, x[start:stop], panels, first, last, y[start:stop], stride, padding,
         dilation, at_once, strip, far, bias, z[start:stop], add, floor, totals[start:stop],
+        pixel, a_step,
     )  # fmt: skip
 
 
 @helper()
 def _sum_images(
     state, sums, seen, part, height, columns, x, panels, first, last, y, stride, padding, dilation, at_once, strip, far,
-    bias, z, add, floor, totals,
+    bias, z, add, floor, totals, pixel, a_step,
 ):  # fmt: skip
-    (n, p_size, q_size, _), (parts, _, r_size, _, depth, _) = y.shape, panels.shape
-    pixel = 4 * depth
+    (n, p_size, q_size, _), (parts, _, r_size, _, _, _) = y.shape, panels.shape
     line, size = columns * pixel, height * columns * pixel
     step = 1 if far else last - first  # one panel of many meets all images, then the next
     configure(state)
@@ -279,7 +302,7 @@ def _sum_images(
                     out = y.ctypes.data + m * y.strides[0] + top * y.strides[1]
                     skip = z.ctypes.data + m * z.strides[0] + top * z.strides[1]
                     _sum_image(
-                        state, sums, a, stride[1] * pixel, stride[0] * line, dilation * line, part, pitch,
+                        state, sums, a, stride[1] * pixel, a_step, stride[0] * line, dilation * line, part, pitch,
                         panels, j, j + step, out, y.strides[1], y.strides[2], rows, q_size, bias, skip, z.strides[1],
                         z.strides[2], add, floor, y.dtype, y.itemsize,
                     )  # fmt: skip
@@ -325,7 +348,7 @@ def _pad(x, seen, height, columns, pixel, part, parts, above, left):
 
 @helper()
 def _sum_image(
-    state, sums, a, step, row, outer, part, pitch, panels, first, last,
+    state, sums, a, step, a_step, row, outer, part, pitch, panels, first, last,
     out, out_row, out_pixel, p_size, q_size, bias, skip, skip_row, skip_pixel, add, floor, dtype, size,
 ):  # fmt: skip
     """Some panels of an image's output: for two tiles of pixels after the other. Nothing here can raise.
@@ -347,8 +370,8 @@ def _sum_image(
             second = here + ROWS * c_row
             multiply(
                 state, a + run * row + m * ROWS * step, a + run_too * row + m_too * ROWS * step,
-                (step, _LINE, part, outer), panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0], steps,
-                r_size, parts, here, second, c_row, False, (here, second), c_row, width > ROWS,
+                (step, a_step, part, outer), panels.ctypes.data + j * panels.strides[1], c_row, panels.strides[0],
+                steps, r_size, parts, here, second, c_row, False, (here, second), c_row, width > ROWS,
             )  # fmt: skip
         if n > 0:
             t, column, done = 2 * ((n - 1) // count), (first + (n - 1) % count) * width, place + (n - 1) % 2 * block
