@@ -99,7 +99,8 @@ def trace(model: Module, check_trace: bool = True) -> Traced:
     """A module that computes what `model` does under `no_grad`, with less Python: see the head of this page.
 
     model: in evaluation mode; usually what `nn.fuse_for_inference` made. It is not copied: its weights may change, and
-    are seen. It returns a Tensor, or a tuple or list of them. check_trace: compare the second call of each recording
+    are seen. It returns a Tensor, or a tuple or list of them. Each of at most 16 recordings keeps the memory of a pass,
+    up to 256 MiB; the launches of larger passes are not kept. check_trace: compare the second call of each recording
     with the module; RuntimeError where they differ, TypeError at the first for any other result.
     """
     return Traced(model, check_trace)

@@ -54,12 +54,13 @@ class Conv2d(Function):
 
 def _dgrad(ctx: Any, dy: Any, w: Any, window: dict[str, Any], input_hw: tuple[int, ...]) -> Any:
     """dx; at a skip connection with the gradient that x has from elsewhere in it, where the kernel can add it."""
-    so_far = ctx.elsewhere.get(ctx.inputs[0]) if state.fuse else None
+    known = getattr(ctx, "elsewhere", {}) if state.fuse else {}  # outside of a walk nothing is
+    so_far = known.get(ctx.inputs[0])
     if so_far is None:
         return run("conv2d_dgrad", dy, w, **window, input_hw=input_hw)
     added, dx = run_with("conv2d_dgrad_add", so_far[:1], "conv2d_dgrad", dy, w, **window, input_hw=input_hw)
     if added:
-        ctx.elsewhere[ctx.inputs[0]] = None
+        known[ctx.inputs[0]] = None
     return dx
 
 
