@@ -28,28 +28,34 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Pool:
-    """Memory for arrays that come and go: what one gives back the next one takes, the last first."""
+    """Memory for arrays that come and go: what one gives back the next one takes, the last first. At most so many
+    bytes; where they are exceeded arrays are NumPy's from then on."""
 
-    def __init__(self) -> None:
-        self.blocks: dict[int, np.ndarray] = {}  # by address
+    def __init__(self, most_bytes: int):
+        self.left, self.exceeded = most_bytes, False
+        self.blocks: list[np.ndarray] = []
         self.free: list[np.ndarray] = []
 
     def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
         """An uninitialised array, which gives its memory back when it and what shows it are gone."""
-        block = self._block(-(-nbytes // _PAGE) * _PAGE)
+        if (block := self._block(-(-nbytes // _PAGE) * _PAGE)) is None:
+            return np.empty(shape, dtype)
         owner = np.frombuffer(memoryview(block), np.uint8)  # what shows it has this as its base, and not the block
-        weakref.finalize(owner, self.free.append, block)
+        weakref.finalize(owner, self.free.append, block).atexit = False
         return np.ndarray(shape, dtype, owner)
 
-    def _block(self, nbytes: int) -> np.ndarray:
+    def _block(self, nbytes: int) -> np.ndarray | None:
         for i in reversed(range(len(self.free))):
             if nbytes <= self.free[i].nbytes <= 4 * nbytes:
                 return self.free.pop(i)
+        self.left -= nbytes
+        self.exceeded = self.exceeded or self.left < 0
+        if self.exceeded:
+            return None
         room = np.empty(nbytes + _PAGE, np.uint8)
         start = -address(room) % _PAGE
-        block = room[start : start + nbytes]
-        self.blocks[address(block)] = block
-        return block
+        self.blocks.append(room[start : start + nbytes])
+        return self.blocks[-1]
 
 
 class _Now(threading.local):

@@ -21,6 +21,7 @@ import numpy as np
 TEST = frozenset({"test"})
 BENCH = frozenset({"bench"})
 HALVES = ("float16", "bfloat16")
+EPS_OF_BFLOAT16 = 2.0**16  # in those of float32
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import pytest
 
 import minires
 from minires import dispatch, nn
+from minires.engine import Function
 from minires.hooks.base import Hook
 from minires.models import create_model
 
@@ -360,6 +361,52 @@ def test_what_numpy_computes_is_no_launch():
         for seed in range(5):
             x = minires.from_numpy(np.random.default_rng(seed).standard_normal((2, 3, 40, 40)).astype(np.float32))
             assert traced(x).array.tobytes() == module(x).array.tobytes()
+    assert launches_of(traced) == [False]
+
+
+class Positive(Function):
+    """x, which must be greater than zero: random numbers are not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        if (x <= 0).any():
+            raise ValueError("greater than zero, please")
+        return x
+
+
+def test_an_op_that_refuses_random_numbers_goes_on_without_launches():
+    model, x = fused(), minires.ones(2, 3, 16, 16)
+    module = Odd(lambda x: model(Positive.apply(x))).eval()
+    traced = minires.jit.trace(module)
+    with minires.no_grad():
+        for _ in range(5):
+            assert traced(x).array.tobytes() == module(x).array.tobytes()
+        assert launches_of(traced) == [False]
+        with pytest.raises(ValueError, match="greater than zero"):
+            traced(-x)
+
+
+def test_what_goes_wrong_in_a_launch_is_said(monkeypatch):
+    """What the ops refuse is theirs to say; a fault of the launches themselves must not pass for that."""
+
+    def broken(self, inputs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(dispatch.Launches, "run", broken)
+    traced = minires.jit.trace(fused())
+    with minires.no_grad(), pytest.raises(ZeroDivisionError, match="a bug"):
+        for seed in range(5):
+            traced(images(seed=seed))
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 10, 1 << 16])
+def test_launches_of_large_passes_are_not_kept(most_bytes, monkeypatch):
+    monkeypatch.setattr("minires.jit._MOST_BYTES", most_bytes)  # less than the images; less than what a pass takes
+    model, x = fused(), images()
+    traced = minires.jit.trace(model)
+    with minires.no_grad():
+        for _ in range(5):
+            assert agree(model, traced, x)
     assert launches_of(traced) == [False]
 
 

@@ -30,7 +30,7 @@ from .bfloat16_kernels import pair, paired
 from .dgrad_add import dgrad_add_kernel
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
-from .genstats import NONE, add_up, genstats_kernel, new_sums, with_statistics
+from .genstats import NONE, add_up, and_statistics, genstats_kernel, new_sums
 from .numba_kernels import residues
 from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -120,7 +120,7 @@ def _convolve(x, w, stride, padding, dilation, *more, statistics=False):
     if panels.shape[2:4] == (1, 1) and padding == (0, 0):  # of one tap, what a stride leaves out is not copied
         x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
     sums = _multiply(x, panels, bits(memory), stride, padding, dilation[0], *more, statistics=statistics, run=run)
-    return with_statistics(y, sums)
+    return and_statistics(y, sums)
 
 
 @amx_kernel(
@@ -157,7 +157,7 @@ def _run_of_halves(x, taps):
     """Taps, bytes of a pixel and of a step, where half a step is a pixel of three: the first step has two taps, the
     second is one pixel further and has the third beside a zero, so that nothing outside of a window is read. (Of an Inf
     in the middle that makes a NaN.) Two steps instead of three, of a copy half as large."""
-    return (taps, _LINE // 2, _LINE // 2) if taps == 3 and x.shape[-1] * x.itemsize == _LINE // 2 else None
+    return (taps, _LINE // 2, _LINE // 2) if taps == 3 and x.shape[-1] == CHANNELS // 2 else None
 
 
 @kept

@@ -4,21 +4,18 @@ by hand or by measuring, and nobody has to choose twice."""
 
 from __future__ import annotations
 
-from ..registry import kernel, kernels
-
-_IN_16_BITS = 2.0**16  # float32's eps in one of bfloat16's
+from ..registry import EPS_OF_BFLOAT16, kernel, kernels
 
 
 def register_beside(problem, convolution, fn, *, supports, scale, note, dtypes=("float32", "float64", "bfloat16")):
     """Register `fn` as a kernel of `problem` beside each of `convolution`'s on the CPU.
 
     supports(*arrays, **params): what is asked beyond what they support, who are asked without the problem's further
-    arrays. scale(of_convolution, finer): the error scale of the whole, of theirs and of how many eps of theirs are one
-    of float32. note: what follows their names. dtypes: which of theirs it takes.
+    arrays. scale(of_convolution, finer): the error scale of the whole, of theirs and of how many eps of float32 are one
+    of theirs. note: what follows their names. dtypes: which of theirs it takes.
     """
-    count = None
     for base in [k for k in kernels(device="cpu") if k.fn is convolution]:
-        own = base.problem
+        own, finer = base.problem, EPS_OF_BFLOAT16 if "bfloat16" in base.dtypes else 1.0
         count = len(own.arguments)
         kernel(
             problem,
@@ -29,7 +26,7 @@ def register_beside(problem, convolution, fn, *, supports, scale, note, dtypes=(
             rank=base.rank and _of_first(base.rank, count),
             error_factor=base.error_factor,
             dtypes=tuple(dtype for dtype in base.dtypes if dtype in dtypes),
-            error_scale=scale(base.error_scale or own.error_scale, _IN_16_BITS if "bfloat16" in base.dtypes else 1.0),
+            error_scale=scale(base.error_scale or own.error_scale, finer),
             exact=base.exact,
             name=base.name,
         )(fn)

@@ -23,7 +23,7 @@ from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .direct_kernels import residues_are_convolutions
 from .epilogue import epilogue
-from .genstats import NONE, genstats_kernel, new_sums, with_statistics
+from .genstats import NONE, and_statistics, genstats_kernel, new_sums
 from .numba_kernels import residues
 from .packing import aligned, of_residue, panel_width, transpose
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -80,7 +80,7 @@ def _convolve(x, w, stride, padding, dilation, *more, statistics=False):
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *hw, x.dtype)
     sums = new_sums(x.shape[0], w.shape[0], statistics)
     _multiply(x, paired(w, False), bits(memory), w.shape[3], stride, padding, dilation[0], *more, sums=sums)
-    return with_statistics(y, sums)
+    return and_statistics(y, sums)
 
 
 def _multiply(x, panels, y, taps, stride, padding, dilation, *more, sums=NONE):

@@ -21,7 +21,7 @@ from ..registry import kernel
 from .bfloat16_kernels import LANES, paired
 from .direct_tile import MOST_ROWS, tile, tile_rows
 from .epilogue import epilogue
-from .genstats import add_up, genstats_kernel, new_sums, with_statistics
+from .genstats import add_up, and_statistics, genstats_kernel, new_sums
 from .packing import pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP
 
@@ -79,7 +79,7 @@ def bias_act_pointwise_bfloat16(x, w, b, z, *, stride, padding, dilation, groups
 def _convolve(x, w, *more, statistics=False):
     x = to_nhwc(x)
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *x.shape[1:3], x.dtype)
-    return with_statistics(y, _multiply(x, _pairs(w), memory, *more, statistics=statistics))
+    return and_statistics(y, _multiply(x, _pairs(w), memory, *more, statistics=statistics))
 
 
 @kept

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..cuda.launch import SM_80, STORED_AS, Function, Launch, blocks, launch
 from ..memory import empty, namespace, to_nhwc
-from ..registry import HALVES, kernel
+from ..registry import EPS_OF_BFLOAT16, HALVES, kernel
 from .cuda_kernels import krsc
 from .cuda_shapes import add_slices, dense, dgrad_shapes, fprop_shapes, slices_of, wgrad_shapes
 from .cuda_tensor_cores import LINE, MOST_TAPS, ROWS, STAGES, WIDTHS, sum_functions
@@ -23,7 +23,6 @@ from .fused_problem import CONV2D_NORM_ACT_DGRAD, CONV2D_NORM_ACT_FPROP, CONV2D_
 _SOURCE = Path(__file__).with_name("06_fused.cu")
 _CHANNELS, _SHARERS = 8, 64  # of a block of the small kernels
 _NOTE = "BatchNorm and ReLU on the way in, statistics and sums on the way out"
-_IN_16_BITS = 2.0**16  # float32's eps in one of bfloat16's
 _NULL = np.uint64(0)  # the address of what is not there
 
 
@@ -100,7 +99,7 @@ def _register(suffix: str, dtypes: tuple[str, ...], split: int, **about: Any) ->
 
         def error_scale(*arrays, **params):
             first, *wide = problem.error_scale(*arrays, **params)
-            return first, *(None if v is None else v * _IN_16_BITS for v in wide)
+            return first, *(None if v is None else v * EPS_OF_BFLOAT16 for v in wide)
 
         return dict(error_scale=error_scale)
 

@@ -25,7 +25,7 @@ from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue
-from .genstats import genstats_kernel, new_sums, with_statistics
+from .genstats import and_statistics, genstats_kernel, new_sums
 from .numba_kernels import residues, taps_of_residue
 from .packing import of_residue, pack, panel_width, unpacked
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
@@ -83,7 +83,7 @@ def convolve_direct(x, w, stride, padding, dilation, *follows, statistics=False)
     )
     panels, after = _runs(pack(w, False)), epilogue(memory, *follows)
     multiply_strips(x, panels, memory, w.shape[3], stride, padding, dilation[0], *after, sums)
-    return with_statistics(y, sums)
+    return and_statistics(y, sums)
 
 
 @kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, note="no patches: stride² convolutions over dy")

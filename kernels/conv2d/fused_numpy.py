@@ -18,8 +18,8 @@ from .fused_problem import (
     norm_act_dgrad_reference,
     norm_act_fprop_reference,
     norm_act_wgrad_reference,
-    per_channel,
     whole_gradient,
+    with_statistics,
 )
 
 _DEFINITION = "the definition, window by window"
@@ -27,7 +27,6 @@ kernel(CONV2D_NORM_ACT_FPROP, device="cpu", step=0, note=_DEFINITION, dtypes=("a
 kernel(CONV2D_NORM_ACT_DGRAD, device="cpu", step=0, note=_DEFINITION, dtypes=("any",))(norm_act_dgrad_reference)
 kernel(CONV2D_NORM_ACT_WGRAD, device="cpu", step=0, note=_DEFINITION, dtypes=("any",))(norm_act_wgrad_reference)
 _NOTE = "the best convolution, array code around it"
-_AXES = (0, 2, 3)
 
 
 def _best(problem: str, *arrays: Any, **params: Any) -> Any:
@@ -39,9 +38,7 @@ def _best(problem: str, *arrays: Any, **params: Any) -> Any:
 @kernel(CONV2D_NORM_ACT_FPROP, device="cpu", step=1, note=_NOTE)
 def norm_act_fprop_array(x, scale, shift, w, *, stride, padding, dilation, groups):
     window = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    y = _best("conv2d_fprop", activated(x, scale, shift), w, **window)
-    mean = y.mean(_AXES)
-    return y, mean, ((y - per_channel(mean)) ** 2).mean(_AXES)
+    return with_statistics(_best("conv2d_fprop", activated(x, scale, shift), w, **window))
 
 
 @kernel(CONV2D_NORM_ACT_DGRAD, device="cpu", step=1, note=_NOTE)

@@ -54,7 +54,11 @@ def whole_gradient(dy, y, f):
 def norm_act_fprop_reference(x, scale, shift, w, *, stride, padding, dilation, groups):
     """y, mean, var."""
     window = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    y = fprop_reference(activated(x, scale, shift), w, **window)
+    return with_statistics(fprop_reference(activated(x, scale, shift), w, **window))
+
+
+def with_statistics(y):
+    """y, and its mean and variance (biased) over N, P, Q."""
     mean = y.mean(_AXES)
     return y, mean, ((y - per_channel(mean)) ** 2).mean(_AXES)
 
@@ -173,10 +177,14 @@ def _gradient_scale(dy, y, f):
 
 
 def _fprop_scale(x, scale, shift, w, **window):
-    """y as any convolution; the mean by what y is off on average; of the errors of y and mean the variance gets
-    2 |y - mean|, beside those of its own additions (as in batchnorm2d)."""
-    y, mean, var = norm_act_fprop_reference(x, scale, shift, w, **window)
-    y_scale = fprop_reference(_activated_scale(x, scale, shift), np.abs(w), **window)
+    y, *_ = norm_act_fprop_reference(x, scale, shift, w, **window)
+    return statistics_scale(y, fprop_reference(_activated_scale(x, scale, shift), np.abs(w), **window))
+
+
+def statistics_scale(y, y_scale):
+    """Error scales of y, mean and var: the mean is off by what y is on average; of the errors of y and mean the
+    variance gets 2 |y - mean|, beside those of its own additions (as in batchnorm2d)."""
+    _, mean, var = with_statistics(y)
     mean_scale = y_scale.mean(_AXES)
     off = 2 * np.abs(y - per_channel(mean)) * (y_scale + per_channel(mean_scale))
     return y_scale, mean_scale, off.mean(_AXES) + np.sqrt(var * (var + mean**2))

@@ -14,7 +14,7 @@ from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue
 from .gathered import multiply_gathered
-from .genstats import genstats_kernel, with_statistics
+from .genstats import and_statistics, genstats_kernel
 from .numba_kernels import residues
 from .packing import of_residue, pack
 from .problem import CONV2D_BIAS_ACT, CONV2D_DGRAD, CONV2D_FPROP, out_hw
@@ -66,7 +66,7 @@ def _convolve(x, w, stride, padding, dilation, *follows, statistics=False):
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *out_hw(x.shape[1:3], taps, stride, padding, dilation), x.dtype)
     rows, cols = (np.arange(n) * d - p for n, d, p in zip(taps, dilation, padding, strict=True))
     after = epilogue(memory, *follows)
-    return with_statistics(y, multiply_gathered(x, pack(w, False), memory, rows, cols, stride, *after, statistics))
+    return and_statistics(y, multiply_gathered(x, pack(w, False), memory, rows, cols, stride, *after, statistics))
 
 
 @kernel(CONV2D_DGRAD, device="cpu", step=4, supports=_dgrad_supports, rank=_rank, note="stride² such products over dy")

@@ -27,33 +27,26 @@ from ..cpu.vectors import load, splat, store, widen
 from ..memory import empty
 from ..registry import Problem, computed_in, kernel
 from .beside import register_beside
+from .fused_problem import statistics_scale, with_statistics
 from .problem import CONV2D_FPROP, fprop_reference
 
 NONE = empty((0, 2, 0), np.float64)  # the sums, where nothing is wanted
-_AXES = (0, 2, 3)
 _LANES = lanes(np.float32)
 _GROUP = 64  # pixels, at most
 
 
 def genstats_reference(x, w, *, stride, padding, dilation, groups):
     """y, mean, var (biased)."""
-    y = fprop_reference(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    mean = y.mean(_AXES)
-    return y, mean, ((y - mean[:, None, None]) ** 2).mean(_AXES)
+    return with_statistics(fprop_reference(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups))
 
 
 @functools.cache
 def _scale(of_y, finer=1.0):
-    """What errors are relative to where the convolution's are to `of_y`: the mean's to what y is off on average; of the
-    errors of y and mean the variance gets 2 |y - mean|, beside those of its own additions (as in batchnorm2d). finer:
-    eps of y in one of the statistics."""
+    """What errors are relative to where the convolution's are to `of_y`. finer: eps of the statistics in one of y."""
 
     def scale(x, w, **window):
-        y, mean, var = genstats_reference(x, w, **window)
-        y_scale = of_y(x, w, **window)
-        mean_scale = y_scale.mean(_AXES)
-        off = 2 * np.abs(y - mean[:, None, None]) * (y_scale + mean_scale[:, None, None])
-        return y_scale, finer * mean_scale, finer * (off.mean(_AXES) + np.sqrt(var * (var + mean**2)))
+        y, mean, var = statistics_scale(fprop_reference(x, w, **window), of_y(x, w, **window))
+        return y, finer * mean, finer * var
 
     return scale
 
@@ -98,7 +91,7 @@ def new_sums(blocks, k, wanted):
     return sums
 
 
-def with_statistics(y, sums):
+def and_statistics(y, sums):
     """y, or where there are sums y, mean and var."""
     if sums is NONE:
         return y

@@ -17,7 +17,7 @@ from ..memory import empty_nhwc, to_nhwc
 from ..registry import kernel
 from .epilogue import epilogue
 from .gathered import multiply_gathered
-from .genstats import genstats_kernel, with_statistics
+from .genstats import and_statistics, genstats_kernel
 from .packing import pack
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 
@@ -53,7 +53,7 @@ def convolve_pointwise(x, w, stride, *follows, statistics=False):
     y, memory = empty_nhwc(x.shape[0], w.shape[0], *out_hw(x.shape[1:3], one, stride, (0, 0), one), x.dtype)
     after = epilogue(memory, *follows)
     sums = multiply_gathered(x, pack(w, False), memory, _ONE_TAP, _ONE_TAP, stride, *after, statistics)
-    return with_statistics(y, sums)
+    return and_statistics(y, sums)
 
 
 @kernel(

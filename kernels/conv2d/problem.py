@@ -119,6 +119,7 @@ CASES = (
     _case("wide", 2, 16, (7, 9), 40, (3, 3), padding=(1, 1)),  # full vectors and a tail of channels
     _case("wide_stride2", 1, 32, (9, 8), 33, (3, 3), (2, 2), (1, 1)),
     _case("vectors", 2, 16, (7, 9), 48, (3, 3), padding=(1, 1)),  # whole vectors of channels, tiles that hang over
+    _case("vectors_8_filters", 2, 16, (7, 9), 8, (3, 3), padding=(1, 1)),  # whole vectors one way only
     _case("vectors_stride2", 2, 3, (9, 20), 32, (5, 3), (2, 2), (2, 1), (2, 1)),
     _case("vectors_long_rows", 1, 16, (3, 35), 16, (3, 4), padding=(1, 0)),
     _case("vectors_1x1", 2, 32, (5, 4), 16, (1, 1)),

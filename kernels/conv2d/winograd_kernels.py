@@ -31,7 +31,7 @@ from ..memory import empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue, outputs_then
-from .genstats import add_up, genstats_kernel, new_sums, with_statistics
+from .genstats import add_up, and_statistics, genstats_kernel, new_sums
 from .packing import aligned, panel_width, read_taps
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, out_hw
 from .winograd import F2, F4, FORMS, TAPS, supports
@@ -187,7 +187,7 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows, statistics=Fals
         _transform_patches(-(-tiles // 8), x, v, out, padding, tiles, sides)
         tasks, sums = wide // width * -(-tiles // block), new_sums(-(-tiles // block), k, statistics)
         _by_filters(tasks, _whole_filters(w), turned, v, out, tiles, block, width, *then, sums, sides)
-    return with_statistics(y, sums) if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+    return and_statistics(y, sums) if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 @kept

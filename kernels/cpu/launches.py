@@ -37,29 +37,31 @@ class Part(NamedTuple):
 
 
 class Launches:
-    """See the head of this page. nbytes: of the memory that it keeps."""
+    """See the head of this page. It keeps at most so many bytes; where they do not suffice it runs nothing."""
 
-    def __init__(self, compute: Callable[[], Sequence[np.ndarray]], inputs: Sequence[np.ndarray]):
-        self.layouts, self.threads, self.pool = [_layout(x) for x in inputs], get_num_threads(), memory.Pool()
+    def __init__(self, compute: Callable[[], Sequence[np.ndarray]], inputs: Sequence[np.ndarray], most_bytes: int):
+        self.layouts, self.threads = [_layout(x) for x in inputs], get_num_threads()
+        self.pool = memory.Pool(most_bytes)
         self.calls: list[tuple[Any, list[Any], list[tuple[int, Part]]]] = []
         self._running, flat = threading.Lock(), [_bytes(x) for x in inputs]
 
         def note(function: Any, arguments: tuple) -> None:
+            if self.pool.exceeded:  # what is noted stays alive
+                return self.calls.clear()
             found = [self._placed(a, flat) for a in arguments]
             self.calls.append((function, found, [(i, a) for i, a in enumerate(found) if isinstance(a, Part)]))
 
         with noted(note), memory.taken_from(self.pool):
             results = compute()
         self.results = [self._placed(y, flat) for y in results]
-        self.nbytes = sum(block.nbytes for block in self.pool.blocks.values())
 
     def takes(self, inputs: Sequence[np.ndarray]) -> bool:
         """Whether these lie like those that it was made with."""
         return self.threads == get_num_threads() and self.layouts == [_layout(x) for x in inputs]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-        """What the computation returns for these, copied; None while another thread runs it."""
-        if not self._running.acquire(blocking=False):
+        """What the computation returns for these, copied; None while another thread runs it, or without memory."""
+        if self.pool.exceeded or not self._running.acquire(blocking=False):
             return None
         try:
             flat = [_bytes(x) for x in inputs]
@@ -81,9 +83,9 @@ class Launches:
         for number, x in enumerate(inputs):
             if 0 <= at - memory.address(x) < x.nbytes:
                 return Part(number, at - memory.address(x), a.shape, a.dtype, a.strides)
-        for start, block in self.pool.blocks.items():
-            if 0 <= at - start < block.nbytes:
-                again = np.ndarray(a.shape, a.dtype, block, at - start, a.strides)
+        for block in self.pool.blocks:
+            if 0 <= at - memory.address(block) < block.nbytes:
+                again = np.ndarray(a.shape, a.dtype, block, at - memory.address(block), a.strides)
                 again.flags.writeable = a.flags.writeable
                 return again
         return a
