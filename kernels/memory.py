@@ -35,14 +35,27 @@ class Pool:
         self.left, self.exceeded = most_bytes, False
         self.blocks: list[np.ndarray] = []
         self.free: list[np.ndarray] = []
+        self._next: np.ndarray | None = None
 
     def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
         """An uninitialised array, which gives its memory back when it and what shows it are gone."""
+        if self._next is not None and (self._next.shape, self._next.dtype) == (shape, dtype):
+            given, self._next = self._next, None
+            return given
         if (block := self._block(-(-nbytes // _PAGE) * _PAGE)) is None:
             return np.empty(shape, dtype)
         owner = np.frombuffer(memoryview(block), np.uint8)  # what shows it has this as its base, and not the block
         weakref.finalize(owner, self.free.append, block).atexit = False
         return np.ndarray(shape, dtype, owner)
+
+    @contextlib.contextmanager
+    def next_is(self, given: np.ndarray | None) -> Iterator[None]:
+        """Within it the first array of this one's shape and dtype is this one."""
+        self._next = given
+        try:
+            yield
+        finally:
+            self._next = None
 
     def _block(self, nbytes: int) -> np.ndarray | None:
         for i in reversed(range(len(self.free))):

@@ -9,13 +9,14 @@ from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
 from minires.kernels import kept, memory, registry  # pyright: ignore[reportMissingImports]
-from minires.kernels.cpu import launches  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu import features, launches  # pyright: ignore[reportMissingImports]
 
 from . import tuning
 from .device import device_of
 
 constant, constants = kept.constant, kept.constants  # what is said of an array here, kernels heed
-dense_order, Launches = memory.dense_order, launches.Launches
+Launches, cache_bytes = launches.Launches, features.cache_bytes
+dense_order, from_order, order_of = memory.dense_order, memory.from_order, memory.order_of
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking
 _MOST_TAKERS = 4096  # shapes; a network has some dozens

@@ -1,15 +1,19 @@
 """A trace computes what its module does, bit for bit, and never what the module did once."""
 
+import contextlib
 import threading
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from minires.kernels import memory
 
 import minires
-from minires import dispatch, nn
+from minires import dispatch, nn, ops
 from minires.engine import Function
 from minires.hooks.base import Hook
+from minires.jit import launched, parts
+from minires.jit.recording import record
 from minires.models import create_model
 
 
@@ -401,13 +405,68 @@ def test_what_goes_wrong_in_a_launch_is_said(monkeypatch):
 
 @pytest.mark.parametrize("most_bytes", [1 << 10, 1 << 16])
 def test_launches_of_large_passes_are_not_kept(most_bytes, monkeypatch):
-    monkeypatch.setattr("minires.jit._MOST_BYTES", most_bytes)  # less than the images; less than what a pass takes
+    monkeypatch.setattr(
+        "minires.jit.launched._MOST_BYTES", most_bytes
+    )  # less than the images; less than what a pass takes
     model, x = fused(), images()
     traced = minires.jit.trace(model)
     with minires.no_grad():
         for _ in range(5):
             assert agree(model, traced, x)
     assert launches_of(traced) == [False]
+
+
+@pytest.fixture
+def divided(monkeypatch):
+    """Launches in parts, whether they are faster or not. The value: which ways there were to divide."""
+    ways, divide = [], parts.divide
+    monkeypatch.setattr(parts, "cache_bytes", lambda: 1 << 14)
+    monkeypatch.setattr(parts, "_CALL", 0)
+    monkeypatch.setattr(launched, "_is_faster", lambda *_: True)
+    monkeypatch.setattr(launched, "divide", lambda *about: ways.extend(divide(*about)) or ways)
+    return ways
+
+
+@pytest.mark.parametrize("name, bf16", [("resnet20", False), ("resnet20", True), ("resnet50", False)])
+def test_some_images_at_a_time(name, bf16, divided):
+    model, n = fused(name), 7 * minires.get_num_threads() + 1  # the last part is smaller
+    traced = minires.jit.trace(model)
+    with minires.no_grad(), minires.autocast("cpu", dtype=minires.bfloat16, enabled=bf16):
+        for seed in range(5):
+            assert agree(model, traced, images(n, 32, seed))
+        (launches,) = launches_of(traced)
+    assert launches and divided and 1 < max(n // s.images for s in divided[-1])
+    names = [function.__self__.__name__ for function, *_ in launches.calls]
+    assert len(names) > 3 * len({*names})
+
+
+def test_what_is_of_more_than_one_image_is_not_divided(divided):
+    constant, weight = minires.ones(9, 3, 16, 16), images(3, 3)
+
+    def forward(x):
+        y = ops.conv2d(x, weight, padding=1)  # this one is
+        y = y - y.mean(0)
+        y = ops.conv_bias_act(y, weight, minires.zeros(3), constant, padding=1)  # a constant has images, too
+        return ops.conv2d(y, y[:3, :, :3, :3])  # the weight is made of images
+
+    with minires.no_grad():
+        recording, _ = record(Odd(forward), [images(9)])
+    x = images(9).array
+    arrays = {0: parts.about(x)}
+    recording.run([x], lambda k, y: arrays.update({k: parts.about(y)}))
+    (way,) = parts.divide(recording, arrays, 9, 2)
+    assert [(s.first, s.last, s.images) for s in way] == [(0, 1, 4)]
+
+
+def test_a_result_that_is_made_elsewhere_is_not_divided(divided, monkeypatch):
+    monkeypatch.setattr(memory.Pool, "next_is", lambda self, place: contextlib.nullcontext())
+    model = fused()
+    traced = minires.jit.trace(model)
+    with minires.no_grad():
+        for seed in range(4):
+            assert agree(model, traced, images(16, 32, seed))
+    (launches,) = launches_of(traced)
+    assert divided and launches  # those of the whole batch
 
 
 def test_threads_that_call_at_the_same_time():

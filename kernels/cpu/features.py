@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
@@ -76,3 +77,13 @@ def amx() -> str:
 def _may_use_tiles() -> bool:
     """Ask Linux for the tiles, for all threads of this process."""
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """Of a core's second-level cache, where Linux tells; else a mebibyte."""
+    try:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(size.rstrip("KM")) << {"K": 10, "M": 20}[size[-1]]
+    except (OSError, ValueError, KeyError, IndexError):
+        return 1 << 20

@@ -1,7 +1,7 @@
 """Compiled functions that ran, to be run again without what Python does around them: on the CPU, what a CUDA graph is.
 
-    launches = Launches(compute, [x])       # runs compute(), which returns arrays, and notes each compiled function
-    y, = launches.run([another])            # the same calls, on another input
+    launches = Launches(compute, [x], 1 << 28)  # runs compute(pool), which returns arrays, notes compiled functions
+    y, = launches.run([another])                # the same calls, on another input
 
 A call knows its arrays by where they lie. What is made during the computation lies in memory of its own, where an array
 takes the place of one that is gone, the last one first, as it is in the cache. (A ResNet-50's forward pass in bfloat16
@@ -37,9 +37,14 @@ class Part(NamedTuple):
 
 
 class Launches:
-    """See the head of this page. It keeps at most so many bytes; where they do not suffice it runs nothing."""
+    """See the head of this page. It keeps at most so many bytes; where they do not suffice it runs nothing.
 
-    def __init__(self, compute: Callable[[], Sequence[np.ndarray]], inputs: Sequence[np.ndarray], most_bytes: int):
+    pool: the memory that `empty` takes arrays from during compute(pool), of which that may take some itself.
+    """
+
+    def __init__(
+        self, compute: Callable[[memory.Pool], Sequence[np.ndarray]], inputs: Sequence[np.ndarray], most_bytes: int
+    ):
         self.layouts, self.threads = [_layout(x) for x in inputs], get_num_threads()
         self.pool = memory.Pool(most_bytes)
         self.calls: list[tuple[Any, list[Any], list[tuple[int, Part]]]] = []
@@ -52,7 +57,7 @@ class Launches:
             self.calls.append((function, found, [(i, a) for i, a in enumerate(found) if isinstance(a, Part)]))
 
         with noted(note), memory.taken_from(self.pool):
-            results = compute()
+            results = compute(self.pool)
         self.results = [self._placed(y, flat) for y in results]
 
     def takes(self, inputs: Sequence[np.ndarray]) -> bool:
