@@ -91,20 +91,20 @@ def _minires(setting: Setting, training: bool) -> Callable[[], Any]:
         fill(((name, p.array) for name, p in model.named_parameters()), _BRANCH)
         x, target = minires.from_numpy(setting.images), minires.from_numpy(setting.labels)
         if not training:
-            model.eval()
-            model = minires.jit.trace(minires.nn.fuse_for_inference(model))
+            traced = minires.jit.trace(minires.nn.fuse_for_inference(model))
 
             def infer() -> np.ndarray:
                 with minires.no_grad(), precision():
-                    return model(x).array
+                    return traced(x).array
 
             return infer, dict
+        traced = minires.jit.trace(model)
         optimizer = minires.optim.SGD(model.parameters(), **LEARNING)
 
         def step() -> float:
             optimizer.zero_grad()
             with precision():
-                loss = minires.nn.functional.cross_entropy(model(x), target)
+                loss = minires.nn.functional.cross_entropy(traced(x), target)
             loss.backward()
             optimizer.step()
             return loss.item()

@@ -11,7 +11,6 @@ import ctypes
 import math
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,61 +19,16 @@ import numpy as np
 _poison = False
 _LINE = 64  # bytes; a vector that lies across two lines is loaded at half the speed
 _LARGE = 1 << 10  # elements; for fewer, to find the line takes longer than it saves
-_PAGE = 1 << 12  # bytes
 _MANY = 1 << 17  # elements; fewer NumPy copies in less time than threads take to start
 _BYTE = ctypes.c_char
 _PATTERNS = {2: 0x7FE1, 4: 0x7FC0DEAD, 8: 0x7FF8DEAD0000DEAD}  # NaNs with a payload that no computation makes by itself
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-class Pool:
-    """Memory for arrays that come and go: what one gives back the next one takes, the last first. At most so many
-    bytes; where they are exceeded arrays are NumPy's from then on."""
-
-    def __init__(self, most_bytes: int):
-        self.left, self.exceeded = most_bytes, False
-        self.blocks: list[np.ndarray] = []
-        self.free: list[np.ndarray] = []
-        self._next: np.ndarray | None = None
-
-    def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
-        """An uninitialised array, which gives its memory back when it and what shows it are gone."""
-        if self._next is not None and (self._next.shape, self._next.dtype) == (shape, dtype):
-            given, self._next = self._next, None
-            return given
-        if (block := self._block(-(-nbytes // _PAGE) * _PAGE)) is None:
-            return np.empty(shape, dtype)
-        owner = np.frombuffer(memoryview(block), np.uint8)  # what shows it has this as its base, and not the block
-        weakref.finalize(owner, self.free.append, block).atexit = False
-        return np.ndarray(shape, dtype, owner)
-
-    @contextlib.contextmanager
-    def next_is(self, given: np.ndarray | None) -> Iterator[None]:
-        """Within it the first array of this one's shape and dtype is this one."""
-        self._next = given
-        try:
-            yield
-        finally:
-            self._next = None
-
-    def _block(self, nbytes: int) -> np.ndarray | None:
-        for i in reversed(range(len(self.free))):
-            if nbytes <= self.free[i].nbytes <= 4 * nbytes:
-                return self.free.pop(i)
-        self.left -= nbytes
-        self.exceeded = self.exceeded or self.left < 0
-        if self.exceeded:
-            return None
-        room = np.empty(nbytes + _PAGE, np.uint8)
-        start = -address(room) % _PAGE
-        self.blocks.append(room[start : start + nbytes])
-        return self.blocks[-1]
-
-
 class _Now(threading.local):
-    """Where this thread's arrays come from, if not from NumPy."""
+    """Where this thread's large arrays come from, if not from NumPy (cpu/pools.py)."""
 
-    pool: Pool | None = None
+    pool: Any = None
 
 
 _now = _Now()
@@ -94,6 +48,13 @@ def _keep_freed_memory() -> None:
 
 
 _keep_freed_memory()
+
+
+def release_freed_memory() -> None:
+    """Hand it back to the system, once: before a computation gets memory of its own."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def namespace(array: Any) -> Any:
@@ -128,8 +89,8 @@ def empty(shape: tuple[int, ...], dtype, like: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def taken_from(pool: Pool) -> Iterator[None]:
-    """Within it, in this thread, `empty` gets large arrays from there."""
+def taken_from(pool: Any) -> Iterator[None]:
+    """Within it, in this thread, `empty` gets large arrays from there: `pool.array(shape, dtype, nbytes)`."""
     saved, _now.pool = _now.pool, pool
     try:
         yield
@@ -184,6 +145,33 @@ def to_nhwc(x: Any) -> Any:
 
         return interleaved(x)
     return namespace(x).ascontiguousarray(view)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array full of zeros, on the CPU; full of them again where compiled functions are (cpu/launches.py)."""
+    array = empty(shape, dtype)
+    write(array, 0)
+    return array
+
+
+def write(array: np.ndarray, value: Any) -> None:
+    """array[...] = value, also where compiled functions are called again (cpu/launches.py)."""
+    from .cpu.jit import call_noted  # which asks for memory
+
+    call_noted(_write, array, value)
+
+
+def contiguous(a: np.ndarray) -> np.ndarray:
+    """The array in C order: itself, or a copy made by `write`."""
+    if a.flags.c_contiguous:
+        return a
+    copied = empty(a.shape, a.dtype)
+    write(copied, a)
+    return copied
+
+
+def _write(array: np.ndarray, value: Any) -> None:
+    array[...] = value
 
 
 def empty_nhwc(n: int, c: int, h: int, w: int, dtype, like: Any = None) -> tuple[Any, Any]:

@@ -107,6 +107,8 @@ def get_autocast_dtype(device_type: str) -> np.dtype:
 class Cast(Function):
     """y = x in another floating dtype; dx = dy in x's. kept: y, where it was computed before in this region."""
 
+    fresh = True
+
     @staticmethod
     def forward(ctx, x, *, dtype: np.dtype, kept: Any):
         ctx.dtype = x.dtype

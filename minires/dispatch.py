@@ -9,13 +9,15 @@ from typing import Any
 
 import minires.kernels  # noqa: F401  (importing the tree registers its kernels)  # pyright: ignore[reportMissingImports]
 from minires.kernels import kept, memory, registry  # pyright: ignore[reportMissingImports]
-from minires.kernels.cpu import features, launches  # pyright: ignore[reportMissingImports]
+from minires.kernels.cpu import features, jit, launches, pools  # pyright: ignore[reportMissingImports]
 
 from . import tuning
 from .device import device_of
 
 constant, constants = kept.constant, kept.constants  # what is said of an array here, kernels heed
-Launches, cache_bytes = launches.Launches, features.cache_bytes
+Launches, layout, Needs, Plan, Pool = launches.Launches, launches.layout, pools.Needs, pools.Plan, pools.Pool
+call_noted, get_num_threads, cache_bytes = jit.call_noted, jit.get_num_threads, features.cache_bytes
+release_freed_memory, taken_from = memory.release_freed_memory, memory.taken_from
 dense_order, from_order, order_of = memory.dense_order, memory.from_order, memory.order_of
 _measured: dict[tuple, Any] = {}  # what `autotune` found, for all threads
 _takers: dict[tuple, tuple[Any, list[Any]]] = {}  # see _taking

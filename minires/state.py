@@ -21,7 +21,8 @@ class Scope(NamedTuple):
 class _State(threading.local):
     """grad_enabled: whether ops remember what backward needs. fuse: whether fused ops run as one. hooks: those entered
     with `with SomeHook():`, outermost first. scope: the innermost running module. autocast: what to cast to, by device
-    type; casts: weights that are cast already, None outside of regions (autocast.py)."""
+    type; casts: weights that are cast already, None outside of regions (autocast.py). reads: how often the numbers of a
+    tensor were given to Python or NumPy."""
 
     def __init__(self) -> None:
         self.grad_enabled = self.fuse = True
@@ -29,6 +30,7 @@ class _State(threading.local):
         self.scope: Scope | None = None
         self.autocast: dict[str, Any] = {}
         self.casts: dict[Any, Any] | None = None
+        self.reads = 0
 
 
 state = _State()

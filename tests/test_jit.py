@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from minires.kernels import memory
+from minires.kernels.cpu import pools
 
 import minires
 from minires import dispatch, nn, ops
@@ -436,7 +436,7 @@ def test_some_images_at_a_time(name, bf16, divided):
             assert agree(model, traced, images(n, 32, seed))
         (launches,) = launches_of(traced)
     assert launches and divided and 1 < max(n // s.images for s in divided[-1])
-    names = [function.__self__.__name__ for function, *_ in launches.calls]
+    names = [getattr(function, "__self__", function).__name__ for function, *_ in launches.calls]
     assert len(names) > 3 * len({*names})
 
 
@@ -459,7 +459,7 @@ def test_what_is_of_more_than_one_image_is_not_divided(divided):
 
 
 def test_a_result_that_is_made_elsewhere_is_not_divided(divided, monkeypatch):
-    monkeypatch.setattr(memory.Pool, "next_is", lambda self, place: contextlib.nullcontext())
+    monkeypatch.setattr(pools.Pool, "next_is", lambda self, place: contextlib.nullcontext())
     model = fused()
     traced = minires.jit.trace(model)
     with minires.no_grad():

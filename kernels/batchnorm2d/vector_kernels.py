@@ -23,11 +23,11 @@ import math
 import numpy as np
 
 from ..cpu.bfloat16 import bits
-from ..cpu.jit import helper, njit
+from ..cpu.jit import call_noted, helper, njit
 from ..cpu.parallel import parallel
 from ..cpu.transforms import fetch
 from ..cpu.vectors import PANEL, load, splat, store, store_as, where, widen
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import empty, empty_nhwc, to_nhwc, write
 from ..registry import kernel
 from .problem import BATCHNORM2D_BWD, BATCHNORM2D_FPROP_INFER, BATCHNORM2D_FPROP_TRAIN
 
@@ -62,12 +62,18 @@ def _bwd_supports(dy, x, y, gamma, *_, **__):
 )
 def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
-    rows, shift = bits(memory).reshape(-1, _length(c)), memory[0, 0, 0].astype(np.float32)
-    mean, var, partial = empty((c,), shift.dtype), empty((c,), shift.dtype), _partial(rows)
-    _statistics(len(partial), rows, np.concatenate([shift] * (rows.shape[1] // c)), _group(rows), partial)
-    _moments(partial, shift, x.size // c, mean, var)
-    # In float32, as the op computes it: backward must find the same y > 0.
-    return _normalised(memory, gamma, beta, mean, 1 / np.sqrt(var + eps), z, relu), mean, var
+    rows = bits(memory).reshape(-1, _length(c))
+    mean, var, inv_std = empty((3, c), np.float32)
+    partial, shift = _partial(rows), empty((rows.shape[1] // c, c), np.float32)
+    write(shift, memory[0, 0, 0])
+    _statistics(len(partial), rows, shift.reshape(-1), _group(rows), partial)
+    _moments(partial, shift[0], x.size // c, mean, var)
+    call_noted(_inverse_std, var, eps, inv_std)
+    return _normalised(memory, gamma, beta, mean, inv_std, z, relu), mean, var
+
+
+def _inverse_std(var, eps, inv_std):
+    inv_std[...] = 1 / np.sqrt(var + eps)  # in float32, as the op computes it: backward must find the same y > 0
 
 
 @kernel(

@@ -23,7 +23,7 @@ from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import clear, move, move_rows
 from ..kept import kept
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import contiguous, empty, empty_nhwc, to_nhwc, write, zeros
 from .amx_pointwise import multiply_pixels
 from .amx_tile import CHANNELS, amx_kernel, finish, interleave_parts, multiply, numbers, parts_of, split
 from .bfloat16_kernels import pair, paired
@@ -164,9 +164,11 @@ def _run_of_halves(x, taps):
 def _panels_of_halves(w, turned):
     """`_panels`, of 16 inputs and three taps of a row, for `_run_of_halves`."""
     order, inputs = (-1 if turned else 1), (0 if turned else 1)
-    taps = [np.zeros_like(w[..., 0]) if t is None else w[..., ::order][..., t] for t in (0, 1, None, 2)]
-    steps = [np.concatenate(taps[i : i + 2], inputs) for i in (0, 2)]
-    return _panels(np.stack(steps[::order], -1), turned)
+    halves = zeros((*w.shape[:inputs], 2, *w.shape[inputs:-1], 2), w.dtype)  # of the inputs of a step; steps
+    for step, half, tap in ((0, 0, 0), (0, 1, 1), (1, 1, 2)):
+        place = (slice(None),) * inputs + (half,)
+        write(halves[..., ::order][..., step][place], w[..., ::order][..., tap])
+    return _panels(halves.reshape(*w.shape[:inputs], 2 * w.shape[inputs], *w.shape[inputs + 1 : -1], 2), turned)
 
 
 @kept
@@ -174,7 +176,7 @@ def _panels(w, turned):
     """`paired` of each part: (parts, panels, R, S, C/2, width), channels filled up to whole steps."""
     if parts_of(w.dtype) == 1:
         return paired(w, turned, CHANNELS)[None]
-    w = np.ascontiguousarray(w)
+    w = contiguous(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width, depth = panel_width(outputs, w.dtype), -(-inputs // CHANNELS) * CHANNELS // 2
     panels = empty((3, outputs // width, *w.shape[2:], depth, width), np.uint32)

@@ -18,7 +18,7 @@ from ..cpu.microkernel import lanes
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, interleave
 from ..kept import kept
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import contiguous, empty, empty_nhwc, to_nhwc
 from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .direct_kernels import residues_are_convolutions
@@ -151,7 +151,7 @@ def paired(w, turned, deep=2):
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width, depth = panel_width(outputs, np.dtype(np.float32)), -(-inputs // deep) * deep // 2
     pairs = empty((outputs // width, *w.shape[2:], depth, width), np.uint32)
-    pair(bits(np.ascontiguousarray(w)), turned, pairs)
+    pair(bits(contiguous(w)), turned, pairs)
     return pairs
 
 

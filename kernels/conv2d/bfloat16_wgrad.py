@@ -19,7 +19,7 @@ from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_pairs_2d
 from ..cpu.parallel import parallel
 from ..cpu.transforms import interleave, move
-from ..memory import empty, to_nhwc
+from ..memory import empty, to_nhwc, zeros
 from ..registry import kernel
 from .bfloat16_kernels import in_pairs
 from .packing import panel_width, unpacked
@@ -55,7 +55,7 @@ def wgrad_direct_bfloat16(x, dy, *, stride, padding, dilation, groups, kernel_hw
     wide = -(-deep // _NARROW_ROWS) * _NARROW_ROWS  # whole tiles; the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(len(x), 16, _PARTIALS // (r * columns * wide * k)))
-    partial = np.zeros((splits, r, columns, wide, k), np.float32)
+    partial = zeros((splits, r, columns, wide, k), np.float32)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     strides = panel_width(k, partial.dtype), k, columns * wide * k, (wide if columns > 1 else x.shape[3]) * k
     return unpacked(partial.reshape(splits, -1), strides, (k, c, r, s), ml_dtypes.bfloat16)

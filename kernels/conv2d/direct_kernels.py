@@ -21,7 +21,7 @@ from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lanes, multiply_tile_2d
 from ..cpu.parallel import parallel
-from ..memory import empty_nhwc, to_nhwc
+from ..memory import empty_nhwc, to_nhwc, zeros
 from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue
@@ -121,7 +121,7 @@ def wgrad_direct_tile(x, dy, *, stride, padding, dilation, groups, kernel_hw):
     taps = -(-s * c // rows) * rows  # whole tiles; the rest is scratch
     # The sum over images is split by shape alone, never by threads: the same bits on any machine size.
     splits = max(1, min(n, 16, _PARTIALS // (r * taps * k)))
-    partial = np.zeros((splits, r, taps, k), x.dtype)
+    partial = zeros((splits, r, taps, k), x.dtype)
     _wgrad(len(partial), x, dy, partial, s, stride, padding, dilation[0])
     return unpacked(partial.reshape(splits, -1), (panel_width(k, x.dtype), k, taps * k, c * k), (k, c, r, s), x.dtype)
 

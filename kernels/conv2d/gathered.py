@@ -25,6 +25,7 @@ from ..cpu.jit import get_num_threads, helper
 from ..cpu.microkernel import lines_of, multiply_fetching
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy
+from ..memory import contiguous
 from .epilogue import finish
 from .genstats import add_up, new_sums
 from .packing import aligned
@@ -57,7 +58,7 @@ def multiply_gathered(x, panels, y, rows, cols, stride, bias, z, add, floor, sta
     parts = min(tiles, -(-tiles // (_TILES * threads)) * threads)  # of equal size, equally many for each thread
     sums = new_sums(parts, y.shape[3], statistics)
     panels = panels.reshape(n_panels, steps, width)
-    x = np.ascontiguousarray(x)
+    x = contiguous(x)
     _multiply(side * parts, x, panels, y, rows, cols, stride, bias, z, add, floor, depth, side, parts, sums)
     return sums
 

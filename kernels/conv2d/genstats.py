@@ -24,7 +24,7 @@ import numpy as np
 from ..cpu.jit import helper, njit
 from ..cpu.microkernel import lanes
 from ..cpu.vectors import load, splat, store, widen
-from ..memory import empty
+from ..memory import empty, zeros
 from ..registry import Problem, computed_in, kernel
 from .beside import register_beside
 from .fused_problem import statistics_scale, with_statistics
@@ -86,9 +86,7 @@ def new_sums(blocks, k, wanted):
     """Sums of so many blocks, all 0; NONE where they are not wanted."""
     if not wanted:
         return NONE
-    sums = empty((blocks, 2, k), np.float64)
-    sums.fill(0)
-    return sums
+    return zeros((blocks, 2, k), np.float64)
 
 
 def and_statistics(y, sums):

@@ -17,7 +17,7 @@ from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import ROWS, lanes, multiply_tile
 from ..cpu.parallel import parallel
-from ..memory import empty_nhwc, to_nhwc
+from ..memory import empty_nhwc, to_nhwc, write
 from ..registry import kernel
 from .problem import CONV2D_DGRAD, CONV2D_FPROP, CONV2D_WGRAD, out_hw
 
@@ -119,7 +119,7 @@ def residues(dx, rs, stride, padding, dilation):
             if len(of_rows[0]) and len(of_columns[0]):
                 yield part, of_rows, of_columns
             else:
-                part[...] = 0
+                write(part, 0)
 
 
 def taps_of_residue(a, taps, stride, padding, dilation):

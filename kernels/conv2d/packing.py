@@ -16,7 +16,7 @@ from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, move, transpose_block
 from ..cpu.vectors import load, store, store_as
 from ..kept import kept
-from ..memory import empty
+from ..memory import contiguous, empty, write
 
 _VECTOR_BYTES = simd().vector_bytes
 _FLOATS = lanes(np.float32)
@@ -31,7 +31,7 @@ def panel_width(k, dtype):
 @kept
 def pack(w, turned):
     """w (K, C, R, S) -> (panels of K, R, S, C, width), turned, last tap first: (panels of C, R, S, K, width)."""
-    w = np.ascontiguousarray(w)
+    w = contiguous(w)
     outputs, inputs = (w.shape[1], w.shape[0]) if turned else w.shape[:2]
     width = panel_width(outputs, w.dtype)
     panels = empty((outputs // width, *w.shape[2:], inputs, width), w.dtype)
@@ -45,7 +45,7 @@ def of_residue(panels, r_taps, s_taps):
     if chosen.flags.c_contiguous:
         return chosen
     copied = empty(chosen.shape, chosen.dtype)  # at the start of a cache line
-    copied[...] = chosen
+    write(copied, chosen)
     return copied
 
 

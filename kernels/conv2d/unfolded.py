@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..memory import contiguous, write, zeros
 from ..pad.numba_kernels import pad_runs
 
 MOST = 32  # numbers of a row of taps
@@ -36,12 +37,12 @@ def unfolded(x, taps, columns, stride, padding, multiple=1):
 def unfolded_filters(w):
     """w (K, C, R, S) -> (K, S*C, R, 1), with a filter's row of zeros more where S*C is odd."""
     k, c, r, s = w.shape
-    rows = np.zeros((k, s * c + s * c % 2, r, 1), w.dtype)
-    rows[:, : s * c, :, 0] = w.transpose(0, 3, 1, 2).reshape(k, s * c, r)
+    rows = zeros((k, s * c + s * c % 2, r, 1), w.dtype)
+    write(rows[:, : s * c, :, 0].reshape(k, s, c, r), w.transpose(0, 3, 1, 2))
     return rows
 
 
 def folded_filters(dw, c, s):
     """dw (K, at least S*C, R, 1) -> (K, C, R, S)."""
     k, _, r, _ = dw.shape
-    return np.ascontiguousarray(dw[:, : s * c, :, 0].reshape(k, s, c, r).transpose(0, 2, 3, 1))
+    return contiguous(dw[:, : s * c, :, 0].reshape(k, s, c, r).transpose(0, 2, 3, 1))

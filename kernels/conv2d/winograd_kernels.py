@@ -27,7 +27,7 @@ from ..cpu.microkernel import lanes, lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
 from ..cpu.transforms import copy, fetch, transform_2d
 from ..kept import kept
-from ..memory import empty, empty_nhwc, to_nhwc
+from ..memory import contiguous, empty, empty_nhwc, to_nhwc, write, zeros
 from ..registry import kernel
 from .dgrad_add import dgrad_add_kernel
 from .epilogue import epilogue, outputs_then
@@ -187,7 +187,7 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows, statistics=Fals
         _transform_patches(-(-tiles // 8), x, v, out, padding, tiles, sides)
         tasks, sums = wide // width * -(-tiles // block), new_sums(-(-tiles // block), k, statistics)
         _by_filters(tasks, _whole_filters(w), turned, v, out, tiles, block, width, *then, sums, sides)
-    return and_statistics(y, sums) if wide == k else np.ascontiguousarray(memory[..., :k]).transpose(0, 3, 1, 2)
+    return and_statistics(y, sums) if wide == k else contiguous(memory[..., :k]).transpose(0, 3, 1, 2)
 
 
 @kept
@@ -204,7 +204,7 @@ def _transformed(w, turned, sides):
 def _whole_filters(w):
     """Filters as the transforms read them: in what they are computed in, whole vectors both ways, in C order."""
     w = w if w.dtype == computed(w.dtype) else cast(w, computed(w.dtype))
-    return np.ascontiguousarray(with_whole_vectors(with_whole_vectors(w, 0), 1))
+    return contiguous(with_whole_vectors(with_whole_vectors(w, 0), 1))
 
 
 def with_whole_vectors(a, axis):
@@ -212,7 +212,9 @@ def with_whole_vectors(a, axis):
     missing = -a.shape[axis] % lanes(computed(a.dtype))
     if not missing:
         return a
-    return np.pad(a, [(0, missing if i == axis else 0) for i in range(a.ndim)])
+    padded = zeros(tuple(n + (missing if i == axis else 0) for i, n in enumerate(a.shape)), a.dtype)
+    write(padded[tuple(map(slice, a.shape))], a)
+    return padded
 
 
 def tiles_of_block(form, channels, dtype, most=_CACHE_BYTES):

@@ -20,7 +20,7 @@ from ..cpu.features import simd
 from ..cpu.jit import helper
 from ..cpu.microkernel import lines_of, multiply_fetching, multiply_tile
 from ..cpu.parallel import parallel
-from ..memory import empty, to_nhwc
+from ..memory import contiguous, empty, to_nhwc, zeros
 from .packing import add_transposed, aligned, panel_width
 from .problem import CONV2D_WGRAD
 from .winograd import F2, F4, TAPS, supports
@@ -83,7 +83,7 @@ def _correlate(form, x, dy, padding):
     (n, p, q, wide), deep = dy.shape, x.shape[3]
     tiles, width, sides = n * form.tiles_of(p) * form.tiles_of(q), panel_width(wide, dtype), form.sides
     places = form.patch**2
-    dw = np.zeros((wide, deep, TAPS, TAPS), dtype)
+    dw = zeros((wide, deep, TAPS, TAPS), dtype)
     if deep * wide < _BY_FILTERS:
         # Shared out by shape alone, never by threads: the same bits on any machine.
         most = max(4, min(16, _SHARES // (places * deep * wide)))
@@ -101,7 +101,7 @@ def _correlate(form, x, dy, padding):
             count = min(at_once, tiles - first)
             _transform_both(-(-count // 8), x, dy, v, d, padding, first, count, sides)
             _by_filters(len(dw) // width * -(-dw.shape[1] // _CHUNK), v, d, dw, count, width, sides)
-    dw = dw if (k, c) == (wide, deep) else np.ascontiguousarray(dw[:k, :c])
+    dw = dw if (k, c) == (wide, deep) else contiguous(dw[:k, :c])
     return dw if dtype == given else cast(dw, given)
 
 

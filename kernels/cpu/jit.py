@@ -265,10 +265,18 @@ class _Noted(CPUDispatcher):
         return super().__call__(*arguments)
 
 
+def call_noted(function: Callable, *arguments: Any) -> None:
+    """function(*arguments), of which `noted` is told as of a compiled one: for what NumPy writes into arrays that are
+    among the arguments, and takes from these alone."""
+    if _now.note is not None:
+        _now.note(function, arguments)
+    function(*arguments)
+
+
 @contextlib.contextmanager
 def noted(note: Callable[[Any, tuple], None]) -> Iterator[None]:
-    """Within it, `note(function, arguments)` is called before each call of a compiled function in this thread; what it
-    is told of can be called again, and tells nobody."""
+    """Within it, `note(function, arguments)` is called before each call of a compiled function in this thread, and by
+    `call_noted`; what it is told of can be called again, and tells nobody."""
     saved, _now.note = _now.note, note
     try:
         yield

@@ -1,7 +1,7 @@
 """Compiled functions that ran, to be run again without what Python does around them: on the CPU, what a CUDA graph is.
 
-    launches = Launches(compute, [x], 1 << 28)  # runs compute(pool), which returns arrays, notes compiled functions
-    y, = launches.run([another])                # the same calls, on another input
+    launches = Launches(compute, [x], Pool(1 << 28))  # runs compute(launches), which returns arrays
+    y, = launches.run([another])                      # the same calls, on another input
 
 A call knows its arrays by where they lie. What is made during the computation lies in memory of its own, where an array
 takes the place of one that is gone, the last one first, as it is in the cache. (A ResNet-50's forward pass in bfloat16
@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import memory
 from .jit import get_num_threads, noted
+from .pools import Plan, Pool
 
 
 class Part(NamedTuple):
@@ -37,16 +38,15 @@ class Part(NamedTuple):
 
 
 class Launches:
-    """See the head of this page. It keeps at most so many bytes; where they do not suffice it runs nothing.
+    """See the head of this page. Where the memory did not suffice (`pool.exceeded`) it runs nothing.
 
-    pool: the memory that `empty` takes arrays from during compute(pool), of which that may take some itself.
+    pool: what `empty` takes arrays from during compute(launches), which may take some itself, and call `mark` where a
+    repetition may halt.
     """
 
-    def __init__(
-        self, compute: Callable[[memory.Pool], Sequence[np.ndarray]], inputs: Sequence[np.ndarray], most_bytes: int
-    ):
-        self.layouts, self.threads = [_layout(x) for x in inputs], get_num_threads()
-        self.pool = memory.Pool(most_bytes)
+    def __init__(self, compute: Callable[[Launches], Sequence[Any]], inputs: Sequence[np.ndarray], pool: Pool | Plan):
+        self.layouts, self.threads = [layout(x) for x in inputs], get_num_threads()
+        self.pool, self.marks = pool, [0]
         self.calls: list[tuple[Any, list[Any], list[tuple[int, Part]]]] = []
         self._running, flat = threading.Lock(), [_bytes(x) for x in inputs]
 
@@ -57,28 +57,38 @@ class Launches:
             self.calls.append((function, found, [(i, a) for i, a in enumerate(found) if isinstance(a, Part)]))
 
         with noted(note), memory.taken_from(self.pool):
-            results = compute(self.pool)
+            results = compute(self)
+        self.mark()
         self.results = [self._placed(y, flat) for y in results]
+
+    def mark(self) -> None:
+        """The end of a part of the computation."""
+        self.marks.append(len(self.calls))
 
     def takes(self, inputs: Sequence[np.ndarray]) -> bool:
         """Whether these lie like those that it was made with."""
-        return self.threads == get_num_threads() and self.layouts == [_layout(x) for x in inputs]
+        return self.threads == get_num_threads() and self.layouts == [layout(x) for x in inputs]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
         """What the computation returns for these, copied; None while another thread runs it, or without memory."""
         if self.pool.exceeded or not self._running.acquire(blocking=False):
             return None
         try:
+            self.repeat(range(len(self.marks) - 1), inputs)
             flat = [_bytes(x) for x in inputs]
-            for function, arguments, parts in self.calls:
-                if parts:
-                    arguments = arguments.copy()
-                    for i, part in parts:
-                        arguments[i] = part.of(flat)
-                function(*arguments)
             return [(y.of(flat) if isinstance(y, Part) else y).copy("K") for y in self.results]
         finally:
             self._running.release()
+
+    def repeat(self, parts: Sequence[int], inputs: Sequence[np.ndarray]) -> None:
+        """The calls between marks again. Results lie where they were made, in `results`."""
+        flat = [_bytes(x) for x in inputs]
+        for function, arguments, places in self.calls[self.marks[parts[0]] : self.marks[parts[-1] + 1]]:
+            if places:
+                arguments = arguments.copy()
+                for i, place in places:
+                    arguments[i] = place.of(flat)
+            function(*arguments)
 
     def _placed(self, a: Any, inputs: list[np.ndarray]) -> Any:
         """An array as it will be found again."""
@@ -96,7 +106,7 @@ class Launches:
         return a
 
 
-def _layout(x: np.ndarray) -> tuple:
+def layout(x: np.ndarray) -> tuple:
     """What must be the same of two inputs."""
     return x.shape, x.dtype, x.strides, x.flags.writeable
 

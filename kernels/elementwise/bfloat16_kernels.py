@@ -9,7 +9,7 @@ from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store_as, where
-from ..memory import dense_order, empty
+from ..memory import contiguous, dense_order, empty
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, CAST, RELU_BWD, RELU_FPROP
 
@@ -40,9 +40,7 @@ def accumulate_bfloat16(a, b):
         a[...] = _apply(_ADD, a, b)
     else:
         flat = bits(a.transpose(order).reshape(-1))
-        _elementwise(
-            -(-flat.size // _BLOCK), flat, bits(np.ascontiguousarray(b.transpose(order)).reshape(-1)), flat, _ADD
-        )
+        _elementwise(-(-flat.size // _BLOCK), flat, bits(contiguous(b.transpose(order)).reshape(-1)), flat, _ADD)
 
 
 @kernel(CAST, device="cpu", step=1, note="panels in registers, all threads", dtypes=("float32", "bfloat16"))
@@ -53,7 +51,7 @@ def cast_numba(x, *, dtype):
 def _apply(op, a, b):
     """op(a, b), laid out in memory as a or b is, where one of them is dense."""
     order = next((order for order in map(dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
-    flat_a, flat_b = (bits(np.ascontiguousarray(v.transpose(order)).reshape(-1)) for v in (a, b))
+    flat_a, flat_b = (bits(contiguous(v.transpose(order)).reshape(-1)) for v in (a, b))
     memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
     _elementwise(-(-memory.size // _BLOCK), flat_a, flat_b, bits(memory.reshape(-1)), op)
     return memory.transpose(np.argsort(order))

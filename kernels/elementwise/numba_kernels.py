@@ -6,7 +6,7 @@ import numpy as np
 
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
-from ..memory import dense_order, empty
+from ..memory import contiguous, dense_order, empty
 from ..registry import kernel
 from .problem import ACCUMULATE, ADD_FPROP, RELU_BWD, RELU_FPROP
 
@@ -39,14 +39,14 @@ def accumulate_numba(a, b):
     if order is None:
         a += b
     else:
-        flat_a, flat_b = a.transpose(order).reshape(-1), np.ascontiguousarray(b.transpose(order)).reshape(-1)
+        flat_a, flat_b = a.transpose(order).reshape(-1), contiguous(b.transpose(order)).reshape(-1)
         _accumulate(-(-a.size // _BLOCK), flat_a, flat_b, _BLOCK)
 
 
 def _apply(op, a, b):
     """op(a, b), laid out in memory as a or b is, where one of them is dense."""
     order = next((order for order in map(dense_order, (a, b)) if order is not None), tuple(range(a.ndim)))
-    flat_a, flat_b = (np.ascontiguousarray(v.transpose(order)).reshape(-1) for v in (a, b))
+    flat_a, flat_b = (contiguous(v.transpose(order)).reshape(-1) for v in (a, b))
     memory = empty(tuple(a.shape[axis] for axis in order), a.dtype)
     _elementwise(-(-memory.size // _BLOCK), flat_a, flat_b, memory.reshape(-1), op, _BLOCK)
     return memory.transpose(np.argsort(order))

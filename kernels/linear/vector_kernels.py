@@ -20,7 +20,7 @@ from ..cpu.casts import cast
 from ..cpu.jit import helper
 from ..cpu.parallel import parallel
 from ..cpu.vectors import PANEL, load, splat, store, total
-from ..memory import empty
+from ..memory import contiguous, empty, write
 from ..registry import kernel
 from .problem import LINEAR_DGRAD, LINEAR_FPROP, LINEAR_WGRAD
 
@@ -51,8 +51,8 @@ def _wgrad_supports(x, dy):
 )
 def linear_fprop_rows(x, w, b):
     y = empty((x.shape[0], w.shape[0]), np.float32)
-    b = np.zeros(w.shape[0], np.float32) if b is None else b.astype(np.float32)
-    _products(-(-len(w) // 4), _in(np.float32, np.ascontiguousarray(x)), bits(np.ascontiguousarray(w)), b, y)
+    b = np.zeros(w.shape[0], np.float32) if b is None else _wide(b)
+    _products(-(-len(w) // 4), _in(np.float32, contiguous(x)), bits(contiguous(w)), b, y)
     return _in(x.dtype, y)
 
 
@@ -70,8 +70,17 @@ def _summed_rows(factors, rows):
     """factors (A, B) @ rows (B, I)."""
     y = empty((factors.shape[0], rows.shape[1]), np.float32)
     tasks = -(-len(y) // _ROWS) * -(-y.shape[1] // _COLUMNS)
-    _sums(tasks, np.ascontiguousarray(factors, np.float32), bits(np.ascontiguousarray(rows)), y)
+    _sums(tasks, _wide(factors), bits(contiguous(rows)), y)
     return _in(rows.dtype, y)
+
+
+def _wide(a):
+    """In float32 and C order."""
+    if a.dtype == np.float32:
+        return contiguous(a)
+    wide = empty(a.shape, np.float32)
+    write(wide, a)
+    return wide
 
 
 def _in(dtype, y):

@@ -1,8 +1,12 @@
-"""Inference without most of its Python: what a module computes is recorded once, and then only its ops run.
+"""A module with less Python around its kernels: what a call computes is recorded, and then only that runs.
 
     fast = minires.jit.trace(minires.nn.fuse_for_inference(model))
     with minires.no_grad():
         y = fast(x)                  the first call records, the second checks, from the third on launches are replayed
+
+    fast = minires.jit.trace(model)
+    loss = cross_entropy(fast(x), targets)  in training: training.py; the rest of this page is about inference
+    loss.backward()
 
 Around the kernel of a convolution that takes 1 ms there are 0.1 ms of Python: modules call modules, arguments are
 looked at, a policy is asked for its precision. For inputs of the same shapes it all comes out the same. A recording
@@ -17,9 +21,9 @@ kernels are chosen, measured or observed; and in a second thread at the same tim
 
 There is a recording per shapes, dtypes and devices of the inputs and per precision. It is made again when a weight was
 replaced or written into by anything that `Tensor.version` counts, or when a module was changed. The module itself runs
-wherever there is more to do than compute: with gradients, in training mode, with hooks or `capture`, and for arguments
-that are not tensors. What a recording cannot see is a forward that computes outside of ops (NumPy, indices such as
-argmax's), or decides by values: the second call compares it with the module, and raises where they differ.
+wherever there is more to do than compute: in training mode without gradients, with hooks or `capture`, and for
+arguments that are not tensors. What a recording cannot see is a forward that computes outside of ops (NumPy, indices
+such as argmax's), or decides by values: the second call compares it with the module, and raises where they differ.
 
 Source: the name, and `check_trace`, are torch.jit.trace's; the rules when to record anew torch.compile's guards.
 """
@@ -32,6 +36,7 @@ from ..device import CPU, to_device
 from ..engine import Tensor, state
 from ..nn.module import Module
 from .recording import Recording, record
+from .training import Training
 
 __all__ = ["Traced", "trace"]
 _MOST = 16  # recordings of a trace; the oldest makes place
@@ -44,10 +49,14 @@ class Traced(Module):
         super().__init__()
         self.model, self.check_trace = model, check_trace
         self.recordings: dict[Any, Recording] = {}
+        self.training_step = Training(model)
         self.train(model.training)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What `model(*inputs, **options)` returns."""
+        if state.grad_enabled and not options and len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            y = self.training_step(inputs[0])
+            return self.model(*inputs) if y is None else y
         if state.grad_enabled or state.hooks or options or not all(isinstance(x, Tensor) for x in inputs):
             return self.model(*inputs, **options)
         twice = [i for i, x in enumerate(inputs) if any(x.array is y.array for y in inputs[:i])]
@@ -79,12 +88,14 @@ class Traced(Module):
 
 
 def trace(model: Module, check_trace: bool = True) -> Traced:
-    """A module that computes what `model` does under `no_grad`, with less Python: see the head of this page.
+    """A module that computes what `model` does, with less Python: see the head of this page, and training.py.
 
-    model: in evaluation mode; usually what `nn.fuse_for_inference` made. It is not copied: its weights may change, and
-    are seen. It returns a Tensor, or a tuple or list of them. Each of at most 16 recordings keeps the memory of a pass,
-    up to 256 MiB; the launches of larger passes are not kept. check_trace: compare the second call of each recording
-    with the module; RuntimeError where they differ, TypeError at the first for any other result.
+    model: for inference in evaluation mode, usually what `nn.fuse_for_inference` made; for training as it is. It is not
+    copied: its weights may change, and are seen. For inference it returns a Tensor, or a tuple or list of them; for
+    training on the CPU it takes and returns one Tensor, and another module runs itself. Each of at most 16 recordings
+    keeps the memory of a pass, up to 256 MiB (the launches of larger passes are not kept), and in training one shape of
+    inputs that of a step. check_trace: compare the second call of each recording with the module; RuntimeError where
+    they differ, TypeError at the first for any other result.
     """
     return Traced(model, check_trace)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..dispatch import Launches, dense_order
+from ..dispatch import Launches, Pool, dense_order
 from .parts import about, divide, run_divided
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def launched(recording: Recording, inputs: list[Any]) -> Any:
         return False
     if sum(x.nbytes for x in inputs) > _MOST_BYTES // 4:  # copies are made of them, and a pass takes more
         return False
-    first, second = _random(inputs, 1), _random(inputs, 2)
+    first, second = random_like(inputs, 1), random_like(inputs, 2)
     arrays = {k: about(x) for k, x in enumerate(inputs)}
     with np.errstate(all="ignore"):
         try:
@@ -37,13 +37,13 @@ def launched(recording: Recording, inputs: list[Any]) -> Any:
             return False
 
         def noted(compute: Callable[[Any], Any]) -> Any:
-            launches, again = Launches(compute, first, _MOST_BYTES), _random(inputs, 2)
+            launches, again = Launches(compute, first, Pool(_MOST_BYTES)), random_like(inputs, 2)
             results = launches.run(again)
             return launches if results is not None and _bytes([*results, *again]) == wanted else False
 
-        best = noted(lambda pool: recording.run(first))
+        best = noted(lambda noting: recording.run(first))
         for stretches in divide(recording, arrays, inputs[0].shape[0], best.threads) if best else ():
-            other = noted(lambda pool, ways=stretches: run_divided(recording, first, ways, arrays, pool))
+            other = noted(lambda noting, ways=stretches: run_divided(recording, first, ways, arrays, noting.pool))
             best = other if other and _is_faster(other, best, second) else best
     return best
 
@@ -59,7 +59,7 @@ def _is_faster(a: Any, b: Any, inputs: list[Any]) -> bool:
     return min(times[a]) < min(times[b])
 
 
-def _random(inputs: list[Any], seed: int) -> list[Any]:
+def random_like(inputs: list[Any], seed: int) -> list[Any]:
     """Random numbers that lie like the inputs, each of which is one run of memory."""
     numbers, made = np.random.default_rng(seed), dict[int, Any]()
     for x in inputs:

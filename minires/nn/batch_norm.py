@@ -7,10 +7,12 @@ In training the batch's own statistics normalise; in evaluation the running ones
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
+from ..dispatch import call_noted
 from ..engine import Tensor
 from ..ops.batch_norm import batch_norm
 from ..ops.fused import bn_add_relu, bn_relu
@@ -81,7 +83,7 @@ class _BatchNorm(Module):
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             batches: Any = self.num_batches_tracked.array
-            batches += 1
+            call_noted(operator.iadd, batches, 1)
             self.num_batches_tracked.version[0] += 1
             if self.momentum is None:
                 momentum = 1.0 / float(batches)

@@ -29,7 +29,7 @@ import math
 from typing import Any
 
 from ..device import namespace_of
-from ..dispatch import run
+from ..dispatch import call_noted, run
 from ..engine import Function, Tensor
 from .shape import reshape
 
@@ -44,21 +44,19 @@ class BatchNorm(Function):
         wide = "float32" if x.dtype.itemsize == 2 else x.dtype
         gamma = xp.ones(c, wide) if gamma is None else _wide(gamma)
         beta = xp.zeros(c, wide) if beta is None else _wide(beta)
-        if training:
-            if statistics:  # the convolution before has summed them
-                mean, var = statistics
-                inv_std = 1 / xp.sqrt(var + eps)
-                y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
-            else:
-                y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
-                inv_std = 1 / xp.sqrt(var + eps)
-            if running_mean is not None and x.size:
-                m = x.size // c
-                move(running_mean, mean, momentum)
-                move(running_var, var * (m / (m - 1)), momentum)
-        else:
-            mean, inv_std = _wide(running_mean), 1 / xp.sqrt(_wide(running_var) + eps)
+        y = None
+        if training and not statistics:
+            y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
+        else:  # the convolution before has summed them
+            mean, var = statistics if training else map(_wide, (running_mean, running_var))
+        inv_std = xp.empty_like(var)
+        call_noted(_invert, var, eps, inv_std)
+        if y is None:
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)
+        if training and running_mean is not None and x.size:
+            m = x.size // c
+            call_noted(move, running_mean, mean, momentum)
+            call_noted(move, running_var, var, momentum, m / (m - 1))
         ctx.save_for_backward(x, y if relu and z is not None else None, gamma, beta, mean, inv_std)
         return y
 
@@ -77,10 +75,14 @@ def _wide(a: Any) -> Any:
     return a.astype("float32") if a is not None and a.dtype.itemsize == 2 else a
 
 
-def move(running: Any, value: Any, momentum: float) -> None:
-    """running = (1 - momentum) * running + momentum * value, in place; real statistics ignore a complex step."""
+def _invert(var: Any, eps: float, out: Any) -> None:
+    out[...] = 1 / namespace_of(var).sqrt(var + eps)
+
+
+def move(running: Any, value: Any, momentum: float, factor: float = 1.0) -> None:
+    """running = (1 - momentum) * running + momentum * factor * value, in place; of a complex value the real part."""
     running *= 1 - momentum
-    running += momentum * (value if running.dtype.kind == "c" else value.real)
+    running += momentum * (factor * (value if running.dtype.kind == "c" else value.real))
 
 
 def batch_norm(

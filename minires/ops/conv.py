@@ -16,10 +16,11 @@ Source: LeCun et al. 1989; names of the three directions from cuDNN (Chetlur et 
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 from ..autocast import autocasts
-from ..dispatch import run, run_with
+from ..dispatch import call_noted, run, run_with
 from ..engine import Function, Tensor, state
 from .layout import sum_axes
 from .shape import pad
@@ -38,7 +39,7 @@ class Conv2d(Function):
             return y
         y = run("conv2d_fprop", x, w, **window)
         if b is not None:
-            y += b[:, None, None]
+            call_noted(operator.iadd, y, b[:, None, None])
         return y
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device import CPU, Device, is_cuda_array, to_device
-from ..engine import Function, Tensor
+from ..engine import Function, Tensor, state
 from .move import kind, to
 
 
@@ -87,6 +87,7 @@ class Conversions:
         """The NumPy array itself, not a copy, also of a tensor that requires gradients. TypeError on a GPU."""
         if is_cuda_array(self.array):
             raise TypeError(f"a tensor on {self.device} has no NumPy array: use .cpu().numpy()")
+        state.reads += 1
         return self.array
 
     def __array__(self: Any, dtype: Any = None, copy: builtins.bool | None = None) -> np.ndarray:
@@ -96,11 +97,13 @@ class Conversions:
         """The one element as a Python number. ValueError where there are more or none."""
         if self.array.size != 1:
             raise ValueError(f"item() needs a tensor of one element, not of shape {self.shape}: use tolist()")
+        state.reads += 1
         value = self.array.item()
         return value if isinstance(value, (builtins.int, builtins.float, complex)) else builtins.float(value)
 
     def tolist(self: Any) -> Any:
         """The elements as Python numbers, in nested lists."""
+        state.reads += 1
         return to_device(self.array, CPU).tolist()
 
     def __float__(self: Any) -> builtins.float:

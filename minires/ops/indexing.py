@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..device import namespace_of
-from ..dispatch import run
+from ..dispatch import call_noted, run
 from ..engine import Function, Tensor
 from .layout import Layout
 
@@ -37,11 +37,17 @@ class GetItem(Function):
         if (around := _padding(index, layout.shape)) is not None and Layout.of(dy).order == layout.order:
             return run("pad", dy, **around, value=0.0), *[None] * len(arrays)
         dx = layout.full(0, dy.dtype, xp)
-        if is_basic(index):
-            dx[index] = dy
-        else:
-            xp.add.at(dx, index, dy)
+        call_noted(_scatter, dx, index, dy)
         return dx, *[None] * len(arrays)
+
+
+def _scatter(dx: Any, index: tuple, dy: Any) -> None:
+    """dx = 0, and dy added to every element that was read."""
+    dx[...] = 0
+    if is_basic(index):
+        dx[index] = dy
+    else:
+        namespace_of(dx).add.at(dx, index, dy)
 
 
 def _padding(index: tuple, shape: tuple[int, ...]) -> dict[str, Any] | None:

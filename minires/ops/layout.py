@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
+from ..device import namespace_of
+from ..dispatch import call_noted
+
 
 class Layout(NamedTuple):
     """Shape and memory order of an array, without the array. order: its axes, from the largest stride to the least."""
@@ -61,8 +64,19 @@ def sum_axes(a: Any, axes: int | Sequence[int], keepdims: bool = False, divisor:
     """
     axes = axes if isinstance(axes, int) else tuple(axes)
     narrow = a.dtype.kind in "fV" and a.dtype.itemsize < 8
-    y = a.sum(axes, dtype=np.float64 if narrow else a.dtype, keepdims=keepdims)
+    wide = np.float64 if narrow else a.dtype
+    kept = {*range(a.ndim)} - {i % a.ndim for i in np.atleast_1d(axes)} if not keepdims and a.ndim > 1 else ()
+    if len(kept) == 1:  # the gradient of a bias
+        y = namespace_of(a).empty(a.shape[min(kept)], a.dtype)
+        call_noted(_sum_into, y, a, axes, wide, divisor)
+        return y
+    y = a.sum(axes, dtype=wide, keepdims=keepdims)
     return (y if divisor == 1 else y / divisor).astype(a.dtype, copy=False)
+
+
+def _sum_into(y: Any, a: Any, axes: Any, dtype: Any, divisor: float) -> None:
+    total = a.sum(axes, dtype=dtype)
+    y[...] = total if divisor == 1 else total / divisor
 
 
 def axes_of(dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:

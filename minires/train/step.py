@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..cuda import GraphedStep, is_current_stream_capturing, make_graphed_step
-from ..device import CPU, namespace_of, to_device
-from ..engine import Tensor
+from ..device import CPU, device, namespace_of, to_device
+from ..engine import Tensor, state
 from ..hooks import AnomalyError, AnomalyHook
+from ..jit import trace
 from ..nn import Module
 from ..nn.utils import clip_grad_norm_
 from ..ops import cross_entropy, mul
@@ -51,6 +52,8 @@ class TrainStep:
     ):
         self.recipe, self.model, self.optimizer, self.penalty = recipe, model, optimizer, penalty
         self.region, self.scaler = precision.region(recipe), precision.scaler(recipe)
+        # On the CPU the model's forward and backward are launches; it stays the same model.
+        self.forward = trace(model) if device(recipe.device).type == "cpu" else model
         self.graph: GraphedStep | None = None
         if recipe.cuda_graphs:
             self.graph = make_graphed_step(self._compute, depends=self._stage, note=note)
@@ -112,12 +115,13 @@ class TrainStep:
         """Add the gradients of the batch, part by part, scaled; stops at the first loss that is not finite, where
         there is no scaler to leave the step out. The losses of the parts, and how many of the batch are right."""
         parts, n = self.recipe.accumulate, images.shape[0]
+        forward = self.model if state.hooks else self.forward  # hooks name modules as the model does
         losses, right = [], 0
         for i in range(parts):
             rows = slice(i * n // parts, (i + 1) * n // parts)
             x, t = (images, targets) if parts == 1 else (Tensor(images.array[rows]), Tensor(targets.array[rows]))
             with self.region:
-                logits = self.model(x)
+                logits = forward(x)
                 loss = cross_entropy(logits, t, label_smoothing=self.recipe.label_smoothing)
             losses.append(loss.array)
             right = right + count_right(logits.array, t.array)
