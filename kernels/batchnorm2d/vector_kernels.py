@@ -63,7 +63,7 @@ def _bwd_supports(dy, x, y, gamma, *_, **__):
 def fprop_train_vectors(x, gamma, beta, z, *, eps, relu):
     memory, c = to_nhwc(x), x.shape[1]
     rows = bits(memory).reshape(-1, _length(c))
-    mean, var, inv_std = empty((3, c), np.float32)
+    mean, var, inv_std = (empty((c,), np.float32) for _ in range(3))
     partial, shift = _partial(rows), empty((rows.shape[1] // c, c), np.float32)
     write(shift, memory[0, 0, 0])
     _statistics(len(partial), rows, shift.reshape(-1), _group(rows), partial)

@@ -13,6 +13,7 @@ compare (`minires.jit`).
 from __future__ import annotations
 
 import threading
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,17 @@ class Launches:
                     arguments[i] = place.of(flat)
             function(*arguments)
 
+    def move(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Call with the second of each pair where it was the first, or a part of it, that lies in the same order."""
+        starts = sorted((memory.address(a), a.nbytes, _bytes(b)) for a, b in pairs if a.size)
+        firsts = [start for start, *_ in starts]
+        for _, arguments, _ in self.calls:
+            for i, a in enumerate(arguments):
+                if type(a) is np.ndarray and a.size and (k := bisect(firsts, memory.address(a)) - 1) >= 0:
+                    start, nbytes, other = starts[k]
+                    if (at := memory.address(a) - start) < nbytes:
+                        arguments[i] = np.ndarray(a.shape, a.dtype, other, at, a.strides)
+
     def _placed(self, a: Any, inputs: list[np.ndarray]) -> Any:
         """An array as it will be found again."""
         if type(a) is not np.ndarray or a.size == 0:
@@ -98,12 +110,11 @@ class Launches:
         for number, x in enumerate(inputs):
             if 0 <= at - memory.address(x) < x.nbytes:
                 return Part(number, at - memory.address(x), a.shape, a.dtype, a.strides)
-        for block in self.pool.blocks:
-            if 0 <= at - memory.address(block) < block.nbytes:
-                again = np.ndarray(a.shape, a.dtype, block, at - memory.address(block), a.strides)
-                again.flags.writeable = a.flags.writeable
-                return again
-        return a
+        if (found := self.pool.block_of(at)) is None:
+            return a
+        again = np.ndarray(a.shape, a.dtype, found[0], found[1], a.strides)
+        again.flags.writeable = a.flags.writeable
+        return again
 
 
 def layout(x: np.ndarray) -> tuple:

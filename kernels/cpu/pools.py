@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from bisect import bisect
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -20,13 +21,36 @@ from .. import memory
 _PAGE = 1 << 12  # bytes
 
 
-class Pool:
+class _Blocks:
+    """Memory in some pieces."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._blocks: list[np.ndarray] = []  # in the order of their addresses
+
+    def add(self, nbytes: int) -> np.ndarray:
+        """A new one, from the start of a page."""
+        block = _page_aligned(nbytes)
+        at = bisect(self._starts, start := memory.address(block))
+        self._starts.insert(at, start)
+        self._blocks.insert(at, block)
+        return block
+
+    def block_of(self, address: int) -> tuple[np.ndarray, int] | None:
+        """The one that this byte is in, and where; None for a byte of others."""
+        at = bisect(self._starts, address) - 1
+        if at < 0 or (offset := address - self._starts[at]) >= self._blocks[at].nbytes:
+            return None
+        return self._blocks[at], offset
+
+
+class Pool(_Blocks):
     """Memory for arrays that come and go: what one gives back the next one takes, the last first. At most so many
     bytes; where they are exceeded arrays are NumPy's from then on."""
 
     def __init__(self, most_bytes: int):
+        super().__init__()
         self.left, self.exceeded = most_bytes, False
-        self.blocks: list[np.ndarray] = []
         self.free: list[np.ndarray] = []
         self._next: np.ndarray | None = None
 
@@ -58,10 +82,7 @@ class Pool:
         self.exceeded = self.exceeded or self.left < 0
         if self.exceeded:
             return None
-        room = np.empty(nbytes + _PAGE, np.uint8)
-        start = -memory.address(room) % _PAGE
-        self.blocks.append(room[start : start + nbytes])
-        return self.blocks[-1]
+        return self.add(nbytes)
 
 
 class Needs:
@@ -86,29 +107,35 @@ class Needs:
         del self._living[number]
 
     def plan(self, lasting: Collection[np.ndarray] = ()) -> Plan:
-        """Memory for the same computation again. lasting: arrays of it, still living, whose memory is no other's."""
-        begins = np.arange(len(self.sizes), dtype=np.float64)
+        """Memory for the same computation again. lasting: arrays of it, still living, each to be in a piece of its own,
+        which outlives the rest."""
+        begins, own = np.arange(len(self.sizes)), set[int]()
         for at in (memory.address(a) for a in lasting if a.size):
-            for number, start in self._living.items():
-                if start <= at < start + self.sizes[number]:
-                    begins[number] = -1
-        return Plan(self.sizes, _placed(np.array(self.sizes), begins, np.array(self.ends)))
+            own |= {k for k, start in self._living.items() if start <= at < start + self.sizes[k]}
+        shared = np.array([k for k in range(len(self.sizes)) if k not in own], np.int64)
+        places = np.full(len(self.sizes), -1)
+        places[shared] = _placed(np.array(self.sizes)[shared], begins[shared], np.array(self.ends)[shared])
+        return Plan(self.sizes, places.tolist())
 
 
-class Plan:
+class Plan(_Blocks):
     """Memory for a computation whose arrays are known; see `Needs`. exceeded: whether it asked for others."""
 
     def __init__(self, sizes: list[int], offsets: list[int]):
-        self._places, self._next, self.exceeded = list(zip(offsets, sizes, strict=True)), 0, False
-        self.blocks = [_page_aligned(max((at + size for at, size in self._places), default=0))]
+        """offsets: where they lie in one block, or -1 for a block of their own."""
+        super().__init__()
+        places = list(zip(offsets, sizes, strict=True))
+        common = self.add(max((at + size for at, size in places if at >= 0), default=0))
+        self._places = [self.add(size) if at < 0 else common[at : at + size] for at, size in places]
+        self._next, self.exceeded = 0, False
 
     def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
         """The next array."""
-        at, size = self._places[self._next] if self._next < len(self._places) else (0, -1)
-        self._next, self.exceeded = self._next + 1, self.exceeded or size != nbytes
-        if self.exceeded:
+        place = self._places[self._next] if self._next < len(self._places) else None
+        self._next, self.exceeded = self._next + 1, self.exceeded or place is None or place.nbytes != nbytes
+        if place is None or self.exceeded:
             return np.empty(shape, dtype)
-        return np.ndarray(shape, dtype, np.frombuffer(memoryview(self.blocks[0][at : at + nbytes]), np.uint8))
+        return np.ndarray(shape, dtype, np.frombuffer(memoryview(place), np.uint8))
 
 
 def _page_aligned(nbytes: int) -> np.ndarray:
@@ -118,7 +145,7 @@ def _page_aligned(nbytes: int) -> np.ndarray:
     return np.frombuffer(memoryview(room[start : start + nbytes]), np.uint8)
 
 
-def _placed(sizes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> list[int]:
+def _placed(sizes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Where each lies, in bytes: the largest first, each as low as those that live at the same time let it."""
     sizes, offsets, done = -(-sizes // _PAGE) * _PAGE, np.zeros(len(sizes), np.int64), np.zeros(len(sizes), bool)
     for i in np.argsort(-sizes, kind="stable"):
@@ -127,4 +154,4 @@ def _placed(sizes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> list[int
         after = np.maximum.accumulate(np.append(0, offsets[others] + sizes[others]))  # where gaps begin
         room = np.append(offsets[others], np.iinfo(np.int64).max) - after
         offsets[i], done[i] = after[np.argmax(room >= sizes[i])], True
-    return offsets.tolist()
+    return offsets

@@ -49,13 +49,17 @@ class Traced(Module):
         super().__init__()
         self.model, self.check_trace = model, check_trace
         self.recordings: dict[Any, Recording] = {}
-        self.training_step = Training(model)
+        self.training_step = Training()
         self.train(model.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records anew."""
+        return {**vars(self), "recordings": {}}
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What `model(*inputs, **options)` returns."""
         if state.grad_enabled and not options and len(inputs) == 1 and isinstance(inputs[0], Tensor):
-            y = self.training_step(inputs[0])
+            y = self.training_step(self.model, inputs[0])
             return self.model(*inputs) if y is None else y
         if state.grad_enabled or state.hooks or options or not all(isinstance(x, Tensor) for x in inputs):
             return self.model(*inputs, **options)

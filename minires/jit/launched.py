@@ -60,12 +60,13 @@ def _is_faster(a: Any, b: Any, inputs: list[Any]) -> bool:
 
 
 def random_like(inputs: list[Any], seed: int) -> list[Any]:
-    """Random numbers that lie like the inputs, each of which is one run of memory."""
+    """Random numbers that lie like the inputs, each of which is one run of memory; among them zeros and large ones."""
     numbers, made = np.random.default_rng(seed), dict[int, Any]()
     for x in inputs:
         if id(x) not in made:  # the same may be given twice
             made[id(x)] = other = np.ndarray(x.shape, x.dtype, np.empty(x.nbytes, np.uint8), strides=x.strides)
-            other[...] = numbers.standard_normal(x.shape).astype(x.dtype)
+            kinds = np.digitize(numbers.random(x.shape), (1 / 8, 1 / 8 + 1 / 64))  # 0, large, or neither
+            other[...] = (numbers.standard_normal(x.shape) * np.array((0, 100, 1))[kinds]).astype(x.dtype)
             other.flags.writeable = x.flags.writeable
     return [made[id(x)] for x in inputs]
 

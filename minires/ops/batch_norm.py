@@ -49,7 +49,7 @@ class BatchNorm(Function):
             y, mean, var = run("batchnorm2d_fprop_train", x, gamma, beta, z, eps=eps, relu=relu)
         else:  # the convolution before has summed them
             mean, var = statistics if training else map(_wide, (running_mean, running_var))
-        inv_std = xp.empty_like(var)
+        inv_std = xp.empty_like(var, dtype=var.dtype if var.dtype.kind in "fcV" else "float64")
         call_noted(_invert, var, eps, inv_std)
         if y is None:
             y = run("batchnorm2d_fprop_infer", x, gamma, beta, mean, inv_std, z, relu=relu)

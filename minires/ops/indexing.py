@@ -36,7 +36,7 @@ class GetItem(Function):
         index, layout = _filled(ctx.params["index"], arrays), ctx.layout
         if (around := _padding(index, layout.shape)) is not None and Layout.of(dy).order == layout.order:
             return run("pad", dy, **around, value=0.0), *[None] * len(arrays)
-        dx = layout.full(0, dy.dtype, xp)
+        dx = layout.view(xp.empty(layout.memory_shape(), dy.dtype))
         call_noted(_scatter, dx, index, dy)
         return dx, *[None] * len(arrays)
 

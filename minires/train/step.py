@@ -52,7 +52,7 @@ class TrainStep:
     ):
         self.recipe, self.model, self.optimizer, self.penalty = recipe, model, optimizer, penalty
         self.region, self.scaler = precision.region(recipe), precision.scaler(recipe)
-        # On the CPU the model's forward and backward are launches; it stays the same model.
+        # On the CPU the model's forward and backward are launches, rehearsed on a copy of it (jit/training.py).
         self.forward = trace(model) if device(recipe.device).type == "cpu" else model
         self.graph: GraphedStep | None = None
         if recipe.cuda_graphs:
