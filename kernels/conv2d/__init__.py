@@ -34,6 +34,7 @@ from . import (
     widened_kernels,
     winograd,
     winograd_kernels,
+    winograd_registers,
     winograd_wgrad,
 )
 
@@ -71,5 +72,6 @@ __all__ = [
     "widened_kernels",
     "winograd",
     "winograd_kernels",
+    "winograd_registers",
     "winograd_wgrad",
 ]

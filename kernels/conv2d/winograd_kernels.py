@@ -179,7 +179,7 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows, statistics=Fals
     tiles, sides = n * form.tiles_of(hw[0]) * form.tiles_of(hw[1]), form.sides
     if c * wide < _BY_FILTERS:
         block = tiles_of_block(form, c + width, dtype)
-        panels, sums = _transformed(w, turned, sides), new_sums(-(-tiles // block), k, statistics)
+        panels, sums = transformed_filters(w, turned, sides), new_sums(-(-tiles // block), k, statistics)
         _by_tiles(-(-tiles // block), x, panels, out, padding, tiles, block, width, *then, sums, sides)
     else:
         v = empty((form.patch**2, plane(tiles, c)), dtype)
@@ -191,7 +191,7 @@ def convolve_winograd(form, x, w, turned, padding, hw, *follows, statistics=Fals
 
 
 @kept
-def _transformed(w, turned, sides):
+def transformed_filters(w, turned, sides):
     """U (panels, places, plane) of filters, whole vectors of them."""
     w = _whole_filters(w)
     k, c = (w.shape[1], w.shape[0]) if turned else w.shape[:2]

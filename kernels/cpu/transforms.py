@@ -226,21 +226,21 @@ def transpose_block(typing_context, source, source_row, target, target_row, dtyp
     return types.void(*[types.int64] * 4, dtype), emit
 
 
-class _Value:
+class Value:
     """A vector in the code that is being emitted, with the arithmetic that `combine` needs."""
 
     def __init__(self, emitter: Emitter, value: Any):
         self.emitter, self.value = emitter, value
 
-    def __add__(self, other: _Value) -> _Value:
-        return _Value(self.emitter, self.emitter.builder.fadd(self.value, other.value, flags=("contract",)))
+    def __add__(self, other: Value) -> Value:
+        return Value(self.emitter, self.emitter.builder.fadd(self.value, other.value, flags=("contract",)))
 
-    def __sub__(self, other: _Value) -> _Value:
-        return _Value(self.emitter, self.emitter.builder.fsub(self.value, other.value, flags=("contract",)))
+    def __sub__(self, other: Value) -> Value:
+        return Value(self.emitter, self.emitter.builder.fsub(self.value, other.value, flags=("contract",)))
 
-    def __rmul__(self, number: float) -> _Value:
+    def __rmul__(self, number: float) -> Value:
         factor = ir.Constant(self.emitter.vector, [number] * self.emitter.width)
-        return _Value(self.emitter, self.emitter.builder.fmul(self.value, factor, flags=("contract",)))
+        return Value(self.emitter, self.emitter.builder.fmul(self.value, factor, flags=("contract",)))
 
 
 def transform_2d(matrices: Mapping[int, Sequence[Matrix]]) -> Any:
@@ -294,7 +294,7 @@ def transformed(
     sources, targets = _grid(reads, len(n), *grids[:3]), _grid(writes, size, *grids[3:6])
     step = ir.Constant(INT64, reads.width)
     with cgutils.for_range_slice(reads.builder, ir.Constant(INT64, 0), channels, step, intp=INT64) as (c, _):
-        patch = [[_Value(reads, reads.load(reads.at(sources[a][b], c), reads.vector)) for a in n] for b in n]
+        patch = [[Value(reads, reads.load(reads.at(sources[a][b], c), reads.vector)) for a in n] for b in n]
         columns = [combine(matrix, column) for column in patch]
         rows = [combine(matrix, [column[i] for column in columns]) for i in range(size)]
         yield c, [(rows[i][j].value, writes.at(targets[i][j], c)) for i in range(size) for j in range(size)]
