@@ -43,34 +43,22 @@ def _by_hand(*_, **__):
     return 3.1  # below the direct kernels
 
 
+_COMMON: Any = dict(
+    device="cpu", step=5, supports=_supports, rank=_by_hand, error_factor=4.0, exact=False, dtypes=("float32",)
+)
+
+
 @kernel(
     CONV2D_FPROP,
-    device="cpu",
-    step=5,
-    supports=_supports,
-    rank=_by_hand,
     error_scale=F2.fprop_scale,
-    error_factor=4.0,
-    exact=False,
-    dtypes=("float32",),
     note="Winograd F(2x2, 3x3), sums in registers; what loads cost",
+    **_COMMON,
 )
 def fprop_winograd_registers(x, w, *, stride, padding, dilation, groups):
     return _convolve(x, w, False, padding, out_hw(x.shape[2:], w.shape[2:], stride, padding, dilation))
 
 
-@kernel(
-    CONV2D_DGRAD,
-    device="cpu",
-    step=5,
-    supports=_supports,
-    rank=_by_hand,
-    error_scale=F2.dgrad_scale,
-    error_factor=4.0,
-    exact=False,
-    dtypes=("float32",),
-    note="Winograd F(2x2, 3x3) over dy, the filter turned round, sums in registers",
-)
+@kernel(CONV2D_DGRAD, error_scale=F2.dgrad_scale, note="the same over dy, the filter turned round", **_COMMON)
 def dgrad_winograd_registers(dy, w, *, stride, padding, dilation, groups, input_hw):
     return _convolve(dy, w, True, (TAPS - 1 - padding[0], TAPS - 1 - padding[1]), input_hw)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ class Launches:
 
     def move(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Call with the second of each pair where it was the first, or a part of it, that lies in the same order."""
-        starts = sorted((memory.address(a), a.nbytes, _bytes(b)) for a, b in pairs if a.size)
+        starts = sorted(((memory.address(a), a.nbytes, _bytes(b)) for a, b in pairs if a.size), key=itemgetter(0))
         firsts = [start for start, *_ in starts]
         for _, arguments, _ in self.calls:
             for i, a in enumerate(arguments):

@@ -7,14 +7,15 @@ The copy runs three times, so that neither weights nor buffers nor what watches 
     3. by launches, on the numbers of 1  what comes out must be the same bits
 
 Other numbers are parameters and buffers times a factor of 0.5 to 1.5 for each element, counts one higher, and random
-images: what NumPy computes of any of them, and is not called again, is seen. In the
-end the launches are given the module's memory for the copy's. They are refused, too, where a random number is drawn, or
-a number of a tensor read (`item`, `if`); where forward writes into parameters or keeps what it makes; and where
-something learns that is no parameter of the module.
+images: what NumPy computes of any of them, and is not called again, is seen. In the end the launches are given the
+module's memory for the copy's. They are refused, too, where the module cannot be copied, or raises; where a random
+number is drawn, or a number of a tensor read (`item`, `if`); where forward writes into parameters or keeps what it
+makes; and where something learns that is no parameter of the module.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -37,21 +38,18 @@ def rehearsed(model: Module, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any,
     if dense_order(x.array) is None or not any(t.requires_grad for t in tensors):
         return None
     try:
-        twin = _Twin(model, x.requires_grad)
-    except Exception:
-        return None  # a module may hold what cannot be copied
+        copied = copy.deepcopy(model)
+    except Exception:  # a user's module may hold anything, of which a copy may raise anything
+        return None
+    twin = _Twin(copied, model, x.requires_grad)
     if not twin.lies_alike():
         return None
     outside, numbers = _Outside(), random_like([x.array], 1)[0]
-    with outside, np.errstate(all="ignore"):
+    with outside, np.errstate(all="ignore"), contextlib.suppress(_Raised):
         twin.disturb()
         needs = Needs()
-        try:
-            with taken_from(needs):
-                results = twin.run(numbers, None)
-        except Exception:
-            # Whatever an op says of numbers that nobody gave it. With the user's it goes on as before.
-            return None
+        with taken_from(needs):
+            results = twin.run(numbers, None)
         if results is None or not twin.is_clean() or outside.was_used():
             return None
         wanted, upstream = _digest([*results, *twin.buffers]), twin.upstream
@@ -68,15 +66,28 @@ def rehearsed(model: Module, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any,
         launches.repeat([0, 1], [numbers, upstream])
         if wanted != _digest([*launches.results, *twin.buffers]) or outside.was_used():
             return None
-    launches.move(list(zip(twin.arrays, twin.originals, strict=True)))
-    return launches, writes
+        launches.move(list(zip(twin.arrays, twin.originals, strict=True)))
+        return launches, writes
+    return None
+
+
+class _Raised(Exception):
+    """What the module's ops said of numbers that nobody gave them, or of the user's, to whom they will say it again."""
+
+
+@contextlib.contextmanager
+def _of_ops() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of code that is not ours to know
+        raise _Raised from error
 
 
 class _Twin:
     """A copy of a module, whose numbers may be others."""
 
-    def __init__(self, model: Module, of_input: bool):
-        self.module, self.of_input, self.upstream = copy.deepcopy(model), of_input, None
+    def __init__(self, copied: Module, model: Module, of_input: bool):
+        self.module, self.of_input, self.upstream = copied, of_input, None
         self.tensors = [t for t in self.module.parameters() if t.dtype.kind in "fV"]
         self.buffers = [t.array for t in self.module.buffers()]
         self.originals = [t.array for t in (*model.parameters(), *model.buffers())]
@@ -113,7 +124,8 @@ class _Twin:
         backward. None where the module does not return one tensor of which these are all gradients."""
         state.casts = None if state.casts is None else {}  # what was cast of other numbers
         x, first = Tensor(array, self.of_input), Node(Function, (), {}).number
-        y: Any = self.module(x)
+        with _of_ops():
+            y: Any = self.module(x)
         if not isinstance(y, Tensor) or y.node is None or type(y.array) is not np.ndarray or y.statistics is not None:
             return None
         if not _leaves(y.node, first) <= {id(t) for t in (x, *self.tensors)}:
@@ -121,7 +133,8 @@ class _Twin:
         halt()
         if upstream is None:
             upstream = self.upstream = random_like([np.empty(y.shape, y.dtype)], 4)[0]
-        y.backward(upstream)
+        with _of_ops():
+            y.backward(upstream)
         found = [None if t.grad is None else t.grad.array for t in (x, *self.tensors)]
         for t in self.tensors:
             t.grad = None
@@ -147,10 +160,11 @@ class _Outside:
 
     def __exit__(self, *_: object) -> None:
         state.casts = self.casts
-        ours, pythons, numpys, _ = self.before
-        set_rng_state(ours)
-        random.setstate(pythons)
-        np.random.set_state(numpys)  # noqa: NPY002
+        if self.was_used():
+            ours, pythons, numpys, _ = self.before
+            set_rng_state(ours)
+            random.setstate(pythons)
+            np.random.set_state(numpys)  # noqa: NPY002  (what a user's module may have drawn from)
 
     def was_used(self) -> bool:
         """Whether a random number was drawn, or a number of a tensor read, on which a forward could decide."""

@@ -46,7 +46,7 @@ class Training:
     """
 
     def __init__(self) -> None:
-        self.step: Step | None = None
+        self.step: Passes | None = None
         self._lock = threading.RLock()
         self._forget([])
         self._changes = -1
@@ -82,7 +82,7 @@ class Training:
         launches = rehearsed(model, x, self._tensors)
         release_freed_memory()  # the copy's
         if launches is not None:
-            self.step, self._key = Step(*launches, self._tensors, [*model.buffers()]), key
+            self.step, self._key = Passes(*launches, self._tensors, [*model.buffers()]), key
 
     def _look(self, model: Module) -> None:
         """Forget everything if the module is not what it was."""
@@ -101,7 +101,7 @@ class Training:
         self._tensors: Sequence[Tensor] = []
 
 
-class Step:
+class Passes:
     """Launches of forward and backward. writes: how often forward writes into each of the buffers."""
 
     def __init__(self, launches: Any, writes: list[int], tensors: Sequence[Tensor], buffers: list[Tensor]):
@@ -165,7 +165,7 @@ class Repeated(Function):
     fresh = True
 
     @staticmethod
-    def forward(ctx, x, *parameters, step: Step):
+    def forward(ctx, x, *parameters, step: Passes):
         ctx.save_for_backward(x, *parameters)  # these are read where they lie: they are named so that a write is seen
         return step.forward(ctx, x)
 
