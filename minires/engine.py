@@ -71,8 +71,8 @@ class Tensor(Methods):
         return self
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Handle:
-        """Call `hook(grad)` when this tensor's gradient is complete; what it returns, if anything, replaces it. The
-        hook must not write into `grad`: other paths may hold it."""
+        """Call `hook(grad)` when this tensor's gradient is complete; what it returns, if anything, replaces it: it must
+        have its shape and dtype. The hook must not write into `grad`: other paths may hold it."""
         if not self.requires_grad:
             raise RuntimeError("a hook needs a tensor that requires gradients")
         return Handle((self.node or self).grad_hooks, hook)
@@ -124,8 +124,7 @@ class Node:
     )
 
     def __init__(self, fn: type[Function], inputs: Sequence[Tensor | None], params: dict[str, Any]):
-        self.fn, self.params, self.scope, self.number = fn, params, state.scope, next(_numbers)
-        on = state.grad_enabled
+        self.fn, self.params, self.scope, self.number, on = fn, params, state.scope, next(_numbers), state.grad_enabled
         self.inputs = tuple([(t.node or t) if on and t is not None and t._requires_grad else None for t in inputs])
         self.needs_grad = tuple([vertex is not None for vertex in self.inputs])
         self.input_shapes = tuple([None if t is None else t.array.shape for t in inputs])
@@ -146,8 +145,7 @@ class Node:
             raise RuntimeError(f"an earlier backward() freed what {self.name} saved: give that one retain_graph=True")
         if any(version[0] != then for version, then in self.versions):
             raise RuntimeError(f"backward of {self.name} needs a tensor that was written into after the forward pass")
-        grads = self.fn.backward(self, dy)
-        grads = grads if isinstance(grads, tuple) else (grads,)
+        grads = given if isinstance(given := self.fn.backward(self, dy), tuple) else (given,)
         shapes, xs = [None if g is None else g.shape for g in grads], self.input_shapes
         if len(shapes) != len(xs) or any(g not in (None, x) for g, x in zip(shapes, xs, strict=True)):
             raise RuntimeError(f"backward of {self.name} returned shapes {shapes} for inputs of shapes {list(xs)}")
@@ -244,6 +242,8 @@ def _walk_back(root: Vertex, dy: Any, retain_graph: bool) -> None:
 
 def _hooked(hooks: dict[int, Callable], grad: Any, ours: bool) -> tuple[Any, bool]:
     for hook in list(hooks.values()):
-        replaced = hook(Tensor(grad))
-        grad, ours = (grad if replaced is None else replaced.array), False  # the hook may hold it
+        given = grad if (replaced := hook(Tensor(grad))) is None else replaced.array
+        if (given.shape, given.dtype) != (grad.shape, grad.dtype):
+            raise RuntimeError(f"a hook made {given.dtype} {given.shape} of a gradient {grad.dtype} {grad.shape}")
+        grad, ours = given, False  # the hook may hold it
     return grad, ours

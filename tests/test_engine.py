@@ -321,6 +321,19 @@ def test_a_hook_that_raises_leaves_the_hooks_in_place():
     np.testing.assert_array_equal(x.grad.array, 2 * upstream(3))
 
 
+@pytest.mark.parametrize("given", [np.zeros(3, np.float32), np.zeros((3, 1)), np.zeros(())])
+def test_a_hook_must_give_a_gradient_like_the_one_it_got(given):
+    x = leaf(3)
+    y = Double.apply(x)
+    for at in (x, y):
+        with (
+            at.register_hook(lambda grad: Tensor(given)),
+            pytest.raises(RuntimeError, match=r"a hook made .* float64 \(3,\)"),
+        ):
+            y.backward(upstream(3), retain_graph=True)
+    assert x.grad is None
+
+
 def test_a_hook_needs_a_tensor_with_gradients_and_must_be_callable():
     with pytest.raises(RuntimeError, match="requires gradients"):
         Tensor(np.zeros(3)).register_hook(print)
