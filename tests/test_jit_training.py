@@ -298,6 +298,15 @@ def test_gradients_of_inputs_that_are_kept_stay():
     assert [x.grad.array.tobytes() for x in xs[0]] == [x.grad.array.tobytes() for x in xs[1]]
 
 
+def test_gradients_do_not_keep_the_memory_of_a_step(launched):
+    launched.train(images(), labels(), update=False)
+    grads = [p.grad.array for p in launched.models[1].parameters()]
+    for g in grads:
+        while isinstance(g.base, np.ndarray):
+            g = g.base
+        assert memoryview(g).nbytes <= max(a.nbytes for a in grads) + 8192
+
+
 def test_two_losses_of_one_forward(launched):
     for call in launched.calls:
         y = call(images(seed=4))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -91,32 +91,42 @@ class Needs:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.ends: list[float] = []
+        self._living: dict[int, int] = {}  # by number, where they lie
 
     def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:
         """An uninitialised array."""
         number, owner = len(self.sizes), _page_aligned(nbytes)
         self.sizes.append(nbytes)
         self.ends.append(np.inf)
+        self._living[number] = memory.address(owner)
         weakref.finalize(owner, self._gone, number).atexit = False
         return np.ndarray(shape, dtype, owner)
 
     def _gone(self, number: int) -> None:
         self.ends[number] = len(self.sizes)
+        del self._living[number]
 
-    def plan(self) -> Plan:
-        """Memory for the same computation again."""
-        sizes = np.array(self.sizes, np.int64)
-        return Plan(self.sizes, _placed(sizes, np.arange(len(sizes)), np.array(self.ends)).tolist())
+    def plan(self, lasting: Collection[np.ndarray] = ()) -> Plan:
+        """Memory for the same computation again. lasting: arrays of it, still living, each to be in a piece of its own,
+        which outlives the rest."""
+        begins, own = np.arange(len(self.sizes)), set[int]()
+        for at in (memory.address(a) for a in lasting if a.size):
+            own |= {k for k, start in self._living.items() if start <= at < start + self.sizes[k]}
+        shared = np.array([k for k in range(len(self.sizes)) if k not in own], np.int64)
+        places = np.full(len(self.sizes), -1)
+        places[shared] = _placed(np.array(self.sizes)[shared], begins[shared], np.array(self.ends)[shared])
+        return Plan(self.sizes, places.tolist())
 
 
 class Plan(_Blocks):
     """Memory for a computation whose arrays are known; see `Needs`. exceeded: whether it asked for others."""
 
     def __init__(self, sizes: list[int], offsets: list[int]):
+        """offsets: where they lie in one block, or -1 for a block of their own."""
         super().__init__()
         places = list(zip(offsets, sizes, strict=True))
-        block = self.add(max((at + size for at, size in places), default=0))
-        self._places = [block[at : at + size] for at, size in places]
+        common = self.add(max((at + size for at, size in places if at >= 0), default=0))
+        self._places = [self.add(size) if at < 0 else common[at : at + size] for at, size in places]
         self._next, self.exceeded = 0, False
 
     def array(self, shape: tuple[int, ...], dtype: Any, nbytes: int) -> np.ndarray:

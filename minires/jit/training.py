@@ -11,9 +11,8 @@ What is called is noted on a copy of the module, and compared with the ops (rehe
 
 The module itself runs where that finds a difference, and where anything watches or chooses kernels when forward begins;
 for another shape that comes once (the last batch); and while an earlier forward still waits for its backward, whose
-activations must stay. Gradients lie in the plan's memory too, so that the next forward would write over them: `p.grad`
-is copied before, if it is still there (gradients are accumulated); where somebody else holds one, the module runs
-itself.
+activations must stay. Gradients lie in memory of their own, into which the next backward writes, unless somebody still
+holds them, as where they are accumulated: then the new ones are copies.
 
 What a forward takes from elsewhere (a global, an object that is no module) is taken as it was: as a CUDA graph does.
 
@@ -71,7 +70,7 @@ class Training:
                 self.step = self._key = None
             if key != self._key and self._times >= _CALLS[self._tries]:
                 self._try(model, x, key)
-            if self.step is None or key != self._key or self.step.waits() or not self.step.is_free():
+            if self.step is None or key != self._key or self.step.waits():
                 return None
             return Repeated.apply(x, *self._tensors, step=self.step)
 
@@ -121,16 +120,6 @@ class Passes:
         """Whether the activations are those of a forward whose backward may still come."""
         return self._waiting() is not None
 
-    def is_free(self) -> bool:
-        """Whether nobody holds the last gradients; a `p.grad` is copied away."""
-        with self._lock:
-            owners = {id(owner) for owner in (ref() for ref in self._given) if owner is not None}
-            for t in self.tensors if owners else ():
-                if t.grad is not None and id(t.grad.array.base) in owners:
-                    t.grad.array = t.grad.array.copy("K")
-            self._given = [ref for ref in self._given if ref() is not None]
-            return not self._given
-
     def forward(self, ctx: Any, x: Any) -> Any:
         """y"""
         with self._lock:
@@ -144,11 +133,11 @@ class Passes:
     def backward(self, ctx: Any, x: Any, dy: Any) -> list[Any]:
         """The gradients of x and the tensors, None where none is needed."""
         with self._lock:
-            mine, held = self.launches.results[1:], not self.is_free()
-            before = [None if g is None else g.copy("K") for g in mine] if held else []
             if self._waiting() is not ctx:  # a second time, with retain_graph: the first wrote over the activations
                 self._again(ctx, x)
             self._waiting = lambda: None
+            mine, held = self.launches.results[1:], any(owner() is not None for owner in self._given)
+            before = [None if g is None else g.copy("K") for g in mine] if held else []
             self.launches.repeat([1], [x, np.ascontiguousarray(dy, self.launches.results[0].dtype)])
             if held:  # theirs stay what they were
                 fresh = [None if g is None else g.copy("K") for g in mine]
@@ -156,10 +145,9 @@ class Passes:
                     if g is not None:
                         g[...] = old
                 return fresh
-            of_x, *rest = mine
-            shown = [None if g is None else _shown(g) for g in rest]
+            shown = [None if g is None else _shown(g) for g in mine]
             self._given = [weakref.ref(g.base) for g in shown if g is not None]
-            return [None if of_x is None else of_x.copy("K"), *shown]
+            return shown
 
     def _again(self, ctx: Any, x: Any) -> None:
         """Forward as it was, but for what it writes into buffers."""
