@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import signal
 import threading
 
+import numpy as np
 import pytest
 from trained_pair import Pair, images, labels, resnet20
 
@@ -305,6 +307,43 @@ def test_gradients_do_not_keep_the_memory_of_a_step(launched):
         while isinstance(g.base, np.ndarray):
             g = g.base
         assert memoryview(g).nbytes <= max(a.nbytes for a in grads) + 8192
+
+
+def rows(seed):
+    return minires.from_numpy(np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_gradient_that_is_the_input_and_then_the_upstream_gradient(kept):
+    pair = Pair(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)))
+    for model, call in zip(pair.models, pair.calls, strict=True):
+        for _ in range(2):
+            model.zero_grad()
+            y = call(rows(1))
+            y.backward(rows(2), retain_graph=True)
+        grads = [p.grad for p in model.parameters()]
+        if not kept:
+            model.zero_grad()
+        call(grads[2]).sum().backward()
+        y.backward(grads[2])
+    assert pair.step
+    pair.assert_alike()
+
+
+def test_an_interrupted_second_backward_leaves_kept_gradients_alone(launched):
+    y = launched.traced(images())
+    y.sum().backward(retain_graph=True)
+    kept = [p.grad for p in launched.models[1].parameters()]
+    before = [g.array.tobytes() for g in kept]
+    launched.models[1].zero_grad()
+    launches = launched.step.launches
+    for at in (launches.marks[1] - 5, launches.marks[2] - 5):  # in the forward that is run again, and in backward
+        call, launches.calls[at] = launches.calls[at], (signal.raise_signal, [signal.SIGINT], [])
+        with pytest.raises(KeyboardInterrupt):
+            (y * y).sum().backward(retain_graph=True)
+        launches.calls[at] = call
+        assert before == [g.array.tobytes() for g in kept]
+        assert all(p.grad is None for p in launched.models[1].parameters())
 
 
 def test_two_losses_of_one_forward(launched):

@@ -290,6 +290,22 @@ def test_an_edit_in_a_callees_file_is_compiled(tree):
     assert edited[:2] == ["30", "0"] and edited[2] != first[2]
 
 
+def test_a_function_from_disk_is_called_by_one_that_is_compiled(tmp_path):
+    """Its intermediate code, which that needs, is not kept once it is loaded."""
+    (tmp_path / "two.py").write_text(
+        "from minires.kernels.cpu.jit import njit\n"
+        "@njit()\ndef f(x):\n    return x + 1\n"
+        "def g(x):\n    return f(x) * 10\n"
+    )
+    code = (
+        "import two\nloaded = two.f(1)\nlibrary = next(iter(two.f.overloads.values())).library\n"
+        "print(loaded, library._shared_module, two.njit()(two.g)(1), sum(two.f.stats.cache_hits.values()))"
+    )
+    environment = dict(MINIRES_CACHE=str(tmp_path / "cache"))
+    _python("import two; two.f(1)", cwd=tmp_path, **environment)
+    assert _python(code, cwd=tmp_path, **environment) == "2 None 20 1"
+
+
 def test_processes_that_compile_at_once_get_no_others_code(tmp_path):
     """Two processes read an empty index, and one writes while the other does: an entry is lost, none is wrong."""
     code = """

@@ -92,6 +92,10 @@ class Launches:
                     arguments[i] = place.of(flat)
             function(*arguments)
 
+    def apart(self, a: np.ndarray) -> np.ndarray:
+        """It, or a copy where it lies in memory that the calls write into."""
+        return a if not a.size or self.pool.block_of(memory.address(a)) is None else a.copy("K")
+
     def move(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Call with the second of each pair where it was the first, or a part of it, that lies in the same order."""
         starts = sorted(((memory.address(a), a.nbytes, _bytes(b)) for a, b in pairs if a.size), key=itemgetter(0))

@@ -107,7 +107,12 @@ class _Twin:
         """Other numbers than the module's; the same each time."""
         numbers = np.random.default_rng(0)
         for a in self.originals:
-            yield a + 1 if a.dtype.kind in "iu" else (a * (0.5 + numbers.random(a.shape, np.float32))).astype(a.dtype)
+            if a.dtype.kind in "iu":
+                yield a + 1
+            else:
+                other = numbers.random(a.shape, np.float32)
+                other += 0.5
+                yield np.multiply(other, a, out=other, casting="unsafe").astype(a.dtype, copy=False)
 
     def disturb(self) -> None:
         """Give it those."""

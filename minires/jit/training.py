@@ -21,10 +21,11 @@ Source: what is noted and when is torch.cuda.make_graphed_callables', for the CP
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,15 +137,13 @@ class Passes:
             if self._waiting() is not ctx:  # a second time, with retain_graph: the first wrote over the activations
                 self._again(ctx, x)
             self._waiting = lambda: None
-            mine, held = self.launches.results[1:], any(owner() is not None for owner in self._given)
-            before = [None if g is None else g.copy("K") for g in mine] if held else []
-            self.launches.repeat([1], [x, np.ascontiguousarray(dy, self.launches.results[0].dtype)])
-            if held:  # theirs stay what they were
-                fresh = [None if g is None else g.copy("K") for g in mine]
-                for g, old in zip(mine, before, strict=True):
-                    if g is not None:
-                        g[...] = old
-                return fresh
+            y, *mine = self.launches.results
+            inputs = [self.launches.apart(a) for a in (x, np.ascontiguousarray(dy, y.dtype))]  # these may be gradients
+            if any(owner() is not None for owner in self._given):
+                with _kept(g for g in mine if g is not None):
+                    self.launches.repeat([1], inputs)
+                    return [None if g is None else g.copy("K") for g in mine]
+            self.launches.repeat([1], inputs)
             shown = [None if g is None else _shown(g) for g in mine]
             self._given = [weakref.ref(g.base) for g in shown if g is not None]
             return shown
@@ -153,10 +152,8 @@ class Passes:
         """Forward as it was, but for what it writes into buffers."""
         if any(t.version[0] != then for t, then in ctx.buffers):
             raise RuntimeError("backward of a traced module needs a buffer that was written into after forward")
-        before = [t.array.copy() for t, _ in self.written]
-        self.launches.repeat([0], [x])
-        for (t, _), array in zip(self.written, before, strict=True):
-            t.array[...] = array
+        with _kept(t.array for t, _ in self.written):
+            self.launches.repeat([0], [x])
 
 
 class Repeated(Function):
@@ -173,6 +170,17 @@ class Repeated(Function):
     def backward(ctx, dy):
         gradients = ctx.params["step"].backward(ctx, ctx.saved_for_backward[0], dy)
         return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_grad, strict=True))
+
+
+@contextlib.contextmanager
+def _kept(arrays: Iterable[np.ndarray]) -> Iterator[None]:
+    """These are in the end what they were, also after an interrupt."""
+    pairs = [(a, a.copy("K")) for a in arrays]
+    try:
+        yield
+    finally:
+        for a, before in pairs:
+            a[...] = before
 
 
 def _shown(a: np.ndarray) -> np.ndarray:
