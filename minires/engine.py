@@ -244,6 +244,6 @@ def _hooked(hooks: dict[int, Callable], grad: Any, ours: bool) -> tuple[Any, boo
     for hook in list(hooks.values()):
         given = grad if (replaced := hook(Tensor(grad))) is None else replaced.array
         if (given.shape, given.dtype) != (grad.shape, grad.dtype):
-            raise RuntimeError(f"a hook made {given.dtype} {given.shape} of a gradient {grad.dtype} {grad.shape}")
+            raise RuntimeError(f"a hook must keep {grad.dtype} {grad.shape}, not give {given.dtype} {given.shape}")
         grad, ours = given, False  # the hook may hold it
     return grad, ours

@@ -328,7 +328,7 @@ def test_a_hook_must_give_a_gradient_like_the_one_it_got(given):
     for at in (x, y):
         with (
             at.register_hook(lambda grad: Tensor(given)),
-            pytest.raises(RuntimeError, match=r"a hook made .* float64 \(3,\)"),
+            pytest.raises(RuntimeError, match=r"a hook must keep float64 \(3,\), not"),
         ):
             y.backward(upstream(3), retain_graph=True)
     assert x.grad is None

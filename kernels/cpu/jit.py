@@ -145,7 +145,7 @@ class _CallerLibrary(JITCodeLibrary):
 
 class _LoadedLibrary(JITCodeLibrary):
     """The code of a function that was found on disk. Numba has read its intermediate code, too, for callers that may
-    yet be compiled: half a MiB for each, 20 of the 100 that a ResNet-50's kernels take. It is read again if they are.
+    yet be compiled: half a MiB for each, 27 of the 99 that a ResNet-50's kernels take. It is read again if they are.
     """
 
     def _get_module_for_linking(self) -> Any:

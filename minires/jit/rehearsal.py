@@ -110,7 +110,7 @@ class _Twin:
             if a.dtype.kind in "iu":
                 yield a + 1
             else:
-                other = numbers.random(a.shape, np.float32)
+                other = numbers.random(a.shape, np.float32)  # and no more memory: the peak of a process is here
                 other += 0.5
                 yield np.multiply(other, a, out=other, casting="unsafe").astype(a.dtype, copy=False)
 

@@ -17,6 +17,8 @@ from minires.kernels.conv2d.winograd_kernels import INPUT, OUTPUT, transform
 from minires.kernels.cpu.jit import FASTMATH
 from minires.kernels.cpu.microkernel import ROWS, lanes, multiply_fetching, multiply_pairs_2d, multiply_tile
 
+from minires import bfloat16
+
 MEMORY, SIZE = 1 << 20, 1 << 22  # of the emulator: code from its begin, arrays from the second MiB, stack from its end
 END = MEMORY + SIZE - 4096  # what a function returns to
 WIDTH = 2 * lanes("float32")
@@ -85,15 +87,6 @@ def rounded_pairs(a, b, c, steps, accumulate):
     multiply_pairs_2d(a, steps, 1, 0, b, WIDTH, 0, c, WIDTH, steps, 1, accumulate, ROWS, 2, np.uint16)
 
 
-def bits(a):
-    """bfloat16, rounded to nearest even."""
-    return ((a.view(np.uint32) + 0x7FFF + ((a.view(np.uint32) >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def widened(a):
-    return (a.astype(np.uint32) << 16).view(np.float32)
-
-
 def check_tiles(rng, steps=37):
     c = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
     a, b = rng.standard_normal((ROWS, steps)).astype(np.float32), rng.standard_normal((steps, WIDTH)).astype(np.float32)
@@ -104,18 +97,15 @@ def check_tiles(rng, steps=37):
             products, start = a.astype(float) @ b, accumulate * c.astype(float)
             bound = (steps + 1) * EPSILON * (np.abs(a).astype(float) @ np.abs(b) + np.abs(start))
             report(f"{function.__name__}{accumulate}", assembly, found, products + start, bound)
-    a, b = (
-        bits(rng.standard_normal((ROWS, steps, 2), np.float32)),
-        bits(rng.standard_normal((steps, WIDTH, 2), np.float32)),
-    )
-    wide = [widened(v).astype(float) for v in (a, b)]
+    a, b = (rng.standard_normal(shape).astype(bfloat16) for shape in ((ROWS, steps, 2), (steps, WIDTH, 2)))
+    wide = [v.astype(float) for v in (a, b)]
     products = np.einsum("msp,svp->mv", *wide)
     bound = 2 * steps * EPSILON * np.einsum("msp,svp->mv", *map(np.abs, wide))
     code, assembly = translate(pairs, *[numba.int64] * 4, numba.boolean)
     report("pairs", assembly, run(code, [a, b, c], steps, 0)[2], products, bound)
     code, assembly = translate(rounded_pairs, *[numba.int64] * 4, numba.boolean)
-    found = widened(run(code, [a, b, np.zeros(c.shape, np.uint16)], steps, 0)[2])
-    report("rounded_pairs", assembly, found, products, bound + 2.0**-8 * np.abs(products))
+    found = run(code, [a, b, c.astype(bfloat16)], steps, 0)[2]
+    report("rounded_pairs", assembly, found.astype(float), products, bound + 2.0**-8 * np.abs(products))
 
 
 def transforming(patch, size, index, sides):
